@@ -1,0 +1,1 @@
+"""Backward-on-Entropy steering for masked diffusion language models."""

@@ -1,0 +1,173 @@
+"""Training of small masked diffusion denoisers.
+
+The objective is the evidence lower bound of masked diffusion with the linear schedule
+(MDLM, LLaDA): the mask rate t is uniform on (0, 1), each position is masked with
+probability t, and the cross-entropy of the masked positions carries the weight 1/t,
+here as the mean over each sample's masked positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+STATE_FILE = "training_state.pt"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. ``precision`` is "bf16" (autocast, float32 weights) or "fp32"."""
+
+    steps: int = 6000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    precision: str = "bf16"
+    seed: int = 0
+    save_every: int = 250
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision must be 'bf16' or 'fp32', got {self.precision!r}")
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of ``step``: linear warm-up, then half a cosine to zero."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def stratified_mask(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """bool (N, L): sample n is masked at a rate drawn from the n-th of N strata of (0, 1).
+
+    A sample that would come out with nothing masked gets one masked position.
+    """
+    count, length = shape
+    rate = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    mask = torch.rand(shape, generator=generator) < rate.unsqueeze(1)
+    forced = torch.randint(length, (count,), generator=generator)
+    empty = ~mask.any(dim=1)
+    mask[empty, forced[empty]] = True
+    return mask
+
+
+def masked_diffusion_loss(model: nn.Module, ids: Tensor, mask: Tensor, mask_id: int) -> Tensor:
+    """Mean over samples of the mean cross-entropy at masked positions, in nats."""
+    logits = model(input_ids=torch.where(mask, mask_id, ids)).logits
+    nats = cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
+    return ((nats * mask).sum(dim=1) / mask.sum(dim=1)).mean()
+
+
+def train(
+    model: nn.Module,
+    next_batch: Callable[[torch.Generator], Tensor],
+    mask_id: int,
+    config: TrainConfig,
+    output: Path,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train ``model`` in place, saving to ``output`` every ``config.save_every`` steps.
+
+    A run that was interrupted, by Ctrl-C or otherwise, goes on from its last save and
+    ends with the same weights as an undisturbed one (on the same number of threads).
+
+    Args:
+        next_batch: draws int64 (batch_size, L) of clean ids with the given generator.
+        output: directory of the training state.
+        on_step: called with the number of finished steps and the last loss.
+
+    Raises:
+        ValueError: ``output`` holds the state of a run with another configuration.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=config.weight_decay,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    state_path = output / STATE_FILE
+    done = 0
+    if state_path.exists():
+        done = _restore(state_path, model, optimizer, generator, config)
+
+    def save() -> None:
+        _save(state_path, model, optimizer, generator, config, done)
+
+    model.train()
+    try:
+        while done < config.steps:
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate_at(done)
+            ids = next_batch(generator)
+            mask = stratified_mask((ids.shape[0], ids.shape[1]), generator)
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+                loss = masked_diffusion_loss(model, ids, mask, mask_id)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            done += 1
+            on_step(done, loss.item())
+            if done % config.save_every == 0:
+                save()
+    finally:
+        model.eval()
+    save()
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    config: TrainConfig,
+    done: int,
+) -> None:
+    state = {
+        "config": asdict(config),
+        "done": done,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": generator.get_state(),
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _restore(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    config: TrainConfig,
+) -> int:
+    state = torch.load(path, weights_only=True)
+    if state["config"] != asdict(config):
+        changed = [
+            key for key, value in asdict(config).items() if state["config"].get(key) != value
+        ]
+        raise ValueError(
+            f"{path} belongs to a run with another {', '.join(changed)}; "
+            "use the same settings to go on with it, or another output directory"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["generator"])
+    return int(state["done"])

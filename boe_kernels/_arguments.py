@@ -1,0 +1,92 @@
+"""Argument checks shared by the public functions.
+
+Each raises ``TypeError`` or ``ValueError`` naming the argument, what was expected and
+what came. Values (index ranges, duplicates) are checked with an exception on the CPU
+and with an asynchronous device assertion elsewhere, so that no call waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def require_tensor(name: str, value: object, rank: int | None = None) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if rank is not None and value.dim() != rank:
+        raise ValueError(f"{name} must have {rank} dimensions, got shape {tuple(value.shape)}")
+
+
+def require_floating(name: str, value: Tensor) -> None:
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {value.dtype}")
+
+
+def require_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """``value`` must share dtype and device with ``other``."""
+    if value.dtype != other.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of {other_name} ({other.dtype}), got {value.dtype}"
+        )
+    require_same_device(name, value, other_name, other)
+
+
+def require_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name} ({other.device}), got {value.device}"
+        )
+
+
+def require_shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: str) -> None:
+    if tuple(value.shape) != expected:
+        raise ValueError(f"{name} must have shape {meaning} = {expected}, got {tuple(value.shape)}")
+
+
+def require_true(condition: Tensor, error: type[Exception], message: str) -> None:
+    """Raise ``error(message)`` unless ``condition`` holds; asynchronously on a GPU."""
+    if torch.compiler.is_compiling():
+        return
+    if condition.device.type == "cpu":
+        if not bool(condition):
+            raise error(message)
+    else:
+        torch._assert_async(condition, message)
+
+
+def check_attention_tensors(
+    query: tuple[str, Tensor],
+    key: tuple[str, Tensor],
+    value: tuple[str, Tensor],
+    key_padding_mask: Tensor | None,
+) -> None:
+    """Queries (B, Hq, A, D) against keys and values (B, Hkv, Lk, D), each with its name."""
+    (q_name, q), (k_name, k), (v_name, v) = query, key, value
+    for name, tensor in (query, key, value):
+        require_tensor(name, tensor, rank=4)
+    require_floating(q_name, q)
+    require_alike(k_name, k, q_name, q)
+    require_alike(v_name, v, q_name, q)
+    batch, q_heads, _, width = q.shape
+    if k.shape[0] != batch or k.shape[3] != width:
+        raise ValueError(
+            f"{k_name} must have the batch {batch} and head dimension {width} of {q_name}, "
+            f"got shape {tuple(k.shape)}"
+        )
+    require_shape(v_name, v, tuple(k.shape), f"that of {k_name}")
+    if k.shape[1] == 0 or q_heads % k.shape[1]:
+        raise ValueError(
+            f"the heads of {q_name} must be a multiple of those of {k_name}, "
+            f"got {q_heads} and {k.shape[1]}"
+        )
+    if width == 0:
+        raise ValueError(f"the head dimension of {q_name} must be positive, got 0")
+    if key_padding_mask is not None:
+        require_tensor("key_padding_mask", key_padding_mask)
+        if key_padding_mask.dtype != torch.bool:
+            raise TypeError(f"key_padding_mask must be bool, got {key_padding_mask.dtype}")
+        require_same_device("key_padding_mask", key_padding_mask, q_name, q)
+        require_shape("key_padding_mask", key_padding_mask, (batch, k.shape[2]), "(B, Lk)")

@@ -1,0 +1,98 @@
+"""Which implementation of an op runs, and why.
+
+Every op has up to three paths that compute the same thing:
+
+- ``reference``: plain PyTorch, any dtype and device, differentiable any number of times;
+- ``library``: the best composition of PyTorch's own kernels;
+- ``triton``: our GPU kernel.
+
+``backend="auto"`` takes the first usable path in the order triton, library, reference.
+Naming a path that cannot run raises; nothing else is ever computed in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+
+PATHS = ("triton", "library", "reference")
+BACKENDS = ("auto", *PATHS)
+
+WhyNot = Callable[[torch.device, torch.dtype], str | None]
+"""Tells why a path cannot run for a device and dtype; ``None`` when it can."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The path that an op takes, and why the preferred ones were passed over."""
+
+    op: str
+    path: str
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"not {path}: {why}" for path, why in self.rejected.items())
+        return f"{self.op}: {self.path}" + (f" ({reasons})" if reasons else "")
+
+
+def always(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The availability of a path that runs on every device."""
+    return None
+
+
+_REGISTRY: dict[str, dict[str, WhyNot]] = {}
+_OBSERVERS: ContextVar[tuple[list[tuple[str, str]], ...]] = ContextVar("observers", default=())
+
+
+def register_paths(op: str, **paths: WhyNot) -> None:
+    """Declare the paths of ``op`` besides the reference, which every op has."""
+    unknown = set(paths) - set(PATHS)
+    if unknown:
+        raise ValueError(f"unknown paths for {op}: {sorted(unknown)}")
+    _REGISTRY[op] = {**paths, "reference": always}
+
+
+def registered_ops() -> tuple[str, ...]:
+    return tuple(_REGISTRY)
+
+
+def decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> Decision:
+    """The path that ``op`` takes for tensors of ``dtype`` on ``device``.
+
+    Raises:
+        ValueError: ``backend`` is unknown, or names a path that cannot run here.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    paths = _REGISTRY[op]
+    rejected: dict[str, str] = {}
+    for path in PATHS if backend == "auto" else (backend,):
+        if path not in paths:
+            rejected[path] = "not implemented for this op"
+            continue
+        reason = paths[path](device, dtype)
+        if reason is None:
+            return Decision(op, path, rejected)
+        rejected[path] = reason
+    raise ValueError(f"backend={backend!r} cannot run {op}: {rejected[backend]}")
+
+
+def note_path(op: str, path: str) -> None:
+    """Tell the active observers that ``path`` of ``op`` is running."""
+    for record in _OBSERVERS.get():
+        record.append((op, path))
+
+
+@contextmanager
+def observe_paths() -> Iterator[list[tuple[str, str]]]:
+    """Collect ``(op, path)`` for every op call made inside the ``with`` block."""
+    record: list[tuple[str, str]] = []
+    token = _OBSERVERS.set((*_OBSERVERS.get(), record))
+    try:
+        yield record
+    finally:
+        _OBSERVERS.reset(token)

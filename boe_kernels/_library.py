@@ -1,0 +1,110 @@
+"""Registration of our operators with PyTorch (``torch.ops.boe_kernels``).
+
+An op is defined once with its schema, one implementation for every device (the path
+to run is an argument), a fake for tracing, and a differentiable form: a
+``torch.autograd.Function`` whose forward and backward are themselves registered ops,
+so that ``torch.compile``, ``opcheck`` and ``torch.func.grad`` see every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._C import _AutoDispatchBelowAutograd
+from torch.autograd import forward_ad
+
+NAMESPACE = "boe_kernels"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+
+def define_op(
+    name: str,
+    signature: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    differentiable: Callable[..., Any] | None = None,
+) -> Any:
+    """Define ``boe_kernels::name`` and return the callable to use for it.
+
+    Args:
+        signature: the schema without the name, e.g. ``"(Tensor x) -> Tensor"``. All
+            arguments are positional.
+        implementation: runs the op below autograd, on any device.
+        fake: shapes, dtypes and strides of the results, from the arguments' alone.
+        differentiable: ``Function.apply`` of the op's autograd function. An op without
+            one (every backward op) refuses to be differentiated.
+    """
+    _LIBRARY.define(f"{name}{signature}")
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def refuse_derivative(*args: Any) -> Any:
+        return _RefuseDerivative.apply(name, op, *args)
+
+    apply = refuse_derivative if differentiable is None else differentiable
+
+    def autograd_kernel(keyset: Any, *args: Any) -> Any:
+        _refuse_forward_mode(name, args)
+        if torch.is_grad_enabled() and _any_requires_grad(args):
+            return apply(*args)
+        with _AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    _LIBRARY.impl(name, autograd_kernel, "Autograd", with_keyset=True)
+    return _TransformableOp(op, apply)
+
+
+class _TransformableOp:
+    """Calls an op; under ``torch.func`` transforms, its autograd function directly.
+
+    ``torch.func`` differentiates ``autograd.Function`` itself, but cannot see one that
+    is applied inside an operator's autograd kernel.
+    """
+
+    def __init__(self, op: Any, apply: Callable[..., Any]) -> None:
+        self.op = op
+        self._apply = apply
+
+    def __call__(self, *args: Any) -> Any:
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return self._apply(*args)
+        return self.op(*args)
+
+
+def _any_requires_grad(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
+
+
+def _refuse_forward_mode(name: str, args: tuple[Any, ...]) -> None:
+    # Without this check forward-mode differentiation would return zero tangents.
+    if forward_ad._current_level < 0:
+        return
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+            raise RuntimeError(
+                f"{NAMESPACE}::{name} has no forward-mode derivative; "
+                "call the op with backend='reference' for forward-mode differentiation"
+            )
+
+
+class _RefuseDerivative(torch.autograd.Function):
+    """Runs an op without a derivative and explains itself when one is asked for."""
+
+    @staticmethod
+    def forward(name: str, op: Any, *args: Any) -> Any:
+        with _AutoDispatchBelowAutograd():
+            return op(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"{NAMESPACE}::{ctx.name} cannot be differentiated; "
+            "call the op with backend='reference' for second derivatives"
+        )

@@ -1,0 +1,105 @@
+"""Bidirectional attention of given query rows against all keys, from PyTorch's kernels.
+
+The primitive that the attention ops' library paths share. A *bias* is an additive mask
+in the query's dtype, 0 where a key is visible and −inf where it is not, broadcastable
+to (B, 1, A, Lk). A query that sees no key gives zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+_cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def visibility(
+    query_rows: Tensor,
+    key_rows: Tensor,
+    key_padding_mask: Tensor | None,
+    window: int | None,
+) -> Tensor | None:
+    """Which keys each query row sees, as bool broadcastable to (B, 1, A, Lk).
+
+    Args:
+        query_rows: int64 (B or 1, A), positions of the queries; −1 for padding.
+        key_rows: int64 (Lk,), positions of the keys.
+        key_padding_mask: bool (B, Lk), True at real keys.
+        window: keys farther than this from the query are not seen.
+    """
+    visible = None if key_padding_mask is None else key_padding_mask[:, None, None, :]
+    if window is not None:
+        near = (query_rows.clamp_min(0).unsqueeze(-1) - key_rows).abs() <= window
+        visible = near.unsqueeze(1) if visible is None else visible & near.unsqueeze(1)
+    return visible
+
+
+def as_bias(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if visible is None:
+        return None
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill_(~visible, -torch.inf)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention output (B, Hq, A, D) and, on the CPU, its log-sum-exp (B, Hq, A).
+
+    Other devices' kernels do not all return the log-sum-exp; there it is empty, and
+    :func:`attend_backward` recomputes what it needs.
+    """
+    if q.numel() == 0 or k.numel() == 0:
+        return torch.zeros_like(q, memory_format=torch.contiguous_format), _no_lse(q)
+    if q.device.type == "cpu":
+        return _cpu_forward(q, k, v, attn_mask=bias, scale=scale)
+    return _public_sdpa(q, k, v, bias, scale), _no_lse(q)
+
+
+def attend_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`attend` with respect to q, k and v, in their head counts."""
+    if q.numel() == 0 or k.numel() == 0:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    if q.device.type == "cpu":
+        return _cpu_backward(dout, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=scale)
+    with torch.enable_grad():
+        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+        again = _public_sdpa(q, k, v, bias, scale)
+        dq, dk, dv = torch.autograd.grad(again, (q, k, v), dout)
+    return dq, dk, dv
+
+
+def _public_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    # With no causal mask every query row stands alone, so the heads of a group can be
+    # laid out as further rows of one head: no backend has to expand k and v.
+    if groups > 1:
+        q = rearrange(q, "b (h g) l d -> b h (g l) d", g=groups)
+        if bias is not None and bias.shape[2] > 1:
+            bias = bias.repeat(1, 1, groups, 1)
+    if bias is None:
+        out = scaled_dot_product_attention(q, k, v, scale=scale)
+        return rearrange(out, "b h (g l) d -> b (h g) l d", g=groups)
+    # Backends differ on rows that see nothing (zeros, NaN): let such rows see all keys,
+    # and drop what they produce, which also drops their gradients.
+    blind = (bias == -torch.inf).all(dim=-1, keepdim=True)
+    bias = bias.masked_fill(blind, 0.0).expand(*q.shape[:3], k.shape[2])
+    out = scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    out = out.masked_fill(blind, 0.0)
+    return rearrange(out, "b h (g l) d -> b (h g) l d", g=groups)
+
+
+def _no_lse(q: Tensor) -> Tensor:
+    return q.new_empty((*q.shape[:2], 0), dtype=torch.float32)

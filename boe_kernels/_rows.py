@@ -1,0 +1,119 @@
+"""Row index sets: which rows of a canvas an op works on.
+
+An index set comes as int64 (A,), shared by the batch; as int64 (B, A), where −1 pads
+rows with fewer members; or as bool (L,) or (B, L). Order does not matter and no row
+may appear twice. Ops work on the padded integer form.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from boe_kernels._arguments import require_same_device, require_tensor, require_true
+
+
+def check_rows(
+    name: str, rows: Tensor, batch: int, length: int, like: Tensor, allow_mask: bool = True
+) -> None:
+    """Check an index set over ``batch`` canvases of ``length`` rows.
+
+    Raises:
+        TypeError: neither int64 nor, with ``allow_mask``, bool.
+        ValueError: wrong shape or device, or a row given twice.
+        IndexError: a row outside ``[0, length)`` that is not the padding −1.
+    """
+    require_tensor(name, rows)
+    require_same_device(name, rows, "the data", like)
+    if rows.dtype == torch.bool and allow_mask:
+        if tuple(rows.shape) not in ((length,), (batch, length)):
+            raise ValueError(
+                f"bool {name} must have shape (L,) = ({length},) or (B, L) = ({batch}, {length}), "
+                f"got {tuple(rows.shape)}"
+            )
+        return
+    if rows.dtype != torch.int64:
+        accepted = "int64 or bool" if allow_mask else "int64"
+        raise TypeError(f"{name} must be {accepted}, got {rows.dtype}")
+    shared = rows.dim() == 1
+    if not shared and (rows.dim() != 2 or rows.shape[0] != batch):
+        raise ValueError(
+            f"{name} must have shape (A,) or (B, A) with B = {batch}, got {tuple(rows.shape)}"
+        )
+    if rows.numel() == 0:
+        return
+    lowest = 0 if shared else -1
+    require_true(
+        ((rows >= lowest) & (rows < length)).all(),
+        IndexError,
+        f"{name} must hold rows in [0, {length})"
+        + ("" if shared else ", or -1 for padding")
+        + (f", got {_extremes(rows)}" if rows.device.type == "cpu" else ""),
+    )
+    ordered = rows.sort(dim=-1).values
+    repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+    require_true(~repeated.any(), ValueError, f"{name} must not name a row twice")
+
+
+def _extremes(rows: Tensor) -> str:
+    if torch.compiler.is_compiling():
+        return "other values"
+    return f"values from {int(rows.min())} to {int(rows.max())}"
+
+
+def pad_rows(rows: Tensor) -> Tensor:
+    """The index set as int64 (B, A) padded with −1, or (1, A) where the batch shares it.
+
+    A bool mask is converted by counting its members, which waits for the device.
+    """
+    if rows.dtype != torch.bool:
+        return rows if rows.dim() == 2 else rows.unsqueeze(0)
+    mask = rows if rows.dim() == 2 else rows.unsqueeze(0)
+    widest = int(mask.sum(dim=-1).max()) if mask.numel() else 0
+    order = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :widest]
+    return torch.where(mask.gather(1, order), order, -1)
+
+
+def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of ``x`` (B, H, L, D) as (B, H, A, D); padding reads row 0."""
+    if rows.shape[0] == 1:
+        return x.index_select(2, rows[0].clamp_min(0))
+    batch = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    return x.transpose(1, 2)[batch, rows.clamp_min(0)].transpose(1, 2)
+
+
+def replace_rows(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """A copy of ``x`` (B, H, L, D) whose given rows are ``values`` (B, H, A, D).
+
+    The copy has one spare row, cut off on return, to which padding is written: so
+    nothing has to be counted or compacted first.
+    """
+    batch, heads, length, width = x.shape
+    merged = x.new_empty(batch, heads, length + 1, width)
+    merged[:, :, :length] = x
+    target = torch.where(rows < 0, length, rows)
+    if rows.shape[0] == 1:
+        merged.index_copy_(2, target[0], values)
+    else:
+        which = torch.arange(batch, device=x.device).unsqueeze(1)
+        merged.transpose(1, 2)[which, target] = values.transpose(1, 2)
+    return merged[:, :, :length]
+
+
+def spread_rows(values: Tensor, rows: Tensor, length: int) -> Tensor:
+    """(B, H, L, D) holding ``values`` (B, H, A, D) at the given rows and zeros elsewhere.
+
+    ``values`` must be zero at padding.
+    """
+    batch, heads, _, width = values.shape
+    canvas = values.new_zeros(batch, heads, length, width)
+    members = rows.clamp_min(0)
+    if rows.shape[0] == 1:
+        return canvas.index_add_(2, members[0], values)
+    index = members[:, None, :, None].expand_as(values)
+    return canvas.scatter_add_(2, index, values)
+
+
+def members(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 at members and 0 at padding, shaped (B, 1, A, 1) to multiply (B, H, A, D)."""
+    return (rows >= 0).to(dtype)[:, None, :, None]

@@ -1,0 +1,5 @@
+"""ActiveQueryAttention: attention forward for all queries, backward for the active ones."""
+
+from boe_kernels.query_attention.api import DeferredRows, active_query_attention
+
+__all__ = ["DeferredRows", "active_query_attention"]

@@ -1,0 +1,58 @@
+"""The definition of ActiveQueryAttention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from boe_kernels._masked_sdpa import visibility
+
+
+def dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """softmax(scale · q kᵀ) v over the visible keys, in plain PyTorch.
+
+    Args:
+        q: (B, Hq, A, D). k, v: (B, Hkv, Lk, D), Hq a multiple of Hkv.
+        visible: bool, broadcastable to (B, 1, A, Lk); ``None`` for all keys.
+    """
+    compute = torch.promote_types(q.dtype, torch.float32)
+    groups = q.shape[1] // k.shape[1]
+    keys = k.to(compute).repeat_interleave(groups, dim=1)
+    values = v.to(compute).repeat_interleave(groups, dim=1)
+    scores = (q.to(compute) * scale) @ keys.transpose(-2, -1)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+        sees_any = visible.any(dim=-1, keepdim=True)
+        scores = torch.where(sees_any, scores, 0.0)
+        return (torch.where(sees_any, scores.softmax(dim=-1), 0.0) @ values).to(q.dtype)
+    return (scores.softmax(dim=-1) @ values).to(q.dtype)
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    key_padding_mask: Tensor | None,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Dense attention whose output is a constant at inactive rows (eq. 30 of the paper).
+
+    Args:
+        rows: int64 (B or 1, A), active query rows; −1 for padding.
+    """
+    length = q.shape[2]
+    positions = torch.arange(length, device=q.device)
+    keys = torch.arange(k.shape[2], device=q.device)
+    out = dense_attention(
+        q, k, v, visibility(positions.unsqueeze(0), keys, key_padding_mask, window), scale
+    )
+    active = (rows.unsqueeze(-1) == positions).any(dim=1)[:, None, :, None]
+    return torch.where(active, out, out.detach())

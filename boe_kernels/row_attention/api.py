@@ -1,0 +1,78 @@
+"""The public function of active-row attention."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from boe_kernels._arguments import (
+    check_attention_tensors,
+    require_alike,
+    require_shape,
+    require_tensor,
+)
+from boe_kernels._dispatch import decide, note_path
+from boe_kernels._rows import check_rows, pad_rows
+from boe_kernels.row_attention import op
+from boe_kernels.row_attention.reference import reference
+
+
+def active_row_attention(
+    q_rows: Tensor,
+    k_rows: Tensor,
+    v_rows: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_idx: Tensor,
+    *,
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention of the active rows of a canvas whose other rows are frozen.
+
+    |A| queries attend to all Lk keys. At the rows in ``row_idx`` keys and values are
+    ``k_rows`` and ``v_rows``, which get gradients; elsewhere they are ``k`` and ``v``,
+    which are constants, whatever they hold at the active rows. The forward and dq cost
+    O(|A|·Lk·D); dk and dv come at the active rows only. This is the attention of a
+    replayed forward: the adjoint of a whole network restricted to the active rows.
+
+    Args:
+        q_rows: (B, Hq, A, D), float64/float32/bfloat16/float16, any strides.
+        k_rows, v_rows: (B, Hkv, A, D), live keys and values at the active rows.
+        k, v: (B, Hkv, Lk, D), the frozen keys and values of the whole canvas.
+        row_idx: int64 (A,) shared by the batch, or int64 (B, A) padded with −1. Padding
+            rows give zeros and get none. Bool masks are not accepted: the order of
+            ``q_rows`` must be known.
+        key_padding_mask, scale, window, backend: as in ``active_query_attention``;
+            positions are those of ``row_idx``.
+
+    Returns:
+        (B, Hq, A, D) of q_rows' dtype.
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument is not as above.
+    """
+    check_attention_tensors(("q_rows", q_rows), ("k", k), ("v", v), key_padding_mask)
+    batch, _, count, width = q_rows.shape
+    for name, value in (("k_rows", k_rows), ("v_rows", v_rows)):
+        require_tensor(name, value, rank=4)
+        require_alike(name, value, "q_rows", q_rows)
+        require_shape(name, value, (batch, k.shape[1], count, width), "(B, Hkv, A, D)")
+    if window is not None and window < 0:
+        raise ValueError(f"window must be at least 0, got {window}")
+    check_rows("row_idx", row_idx, batch, k.shape[2], like=q_rows, allow_mask=False)
+    if row_idx.shape[-1] != count:
+        raise ValueError(
+            f"row_idx must name the {count} rows of q_rows, got shape {tuple(row_idx.shape)}"
+        )
+    rows = pad_rows(row_idx)
+    scale = 1.0 / math.sqrt(width) if scale is None else float(scale)
+    path = decide(op.NAME, backend, q_rows.device, q_rows.dtype).path
+    inputs = (q_rows, k_rows, v_rows, k, v, rows, key_padding_mask, scale, window)
+    if path == "reference":
+        note_path(op.NAME, path)
+        return reference(*inputs)
+    return op.forward_op(*inputs, path)[0]

@@ -1,0 +1,58 @@
+"""Active-row attention from PyTorch's own attention kernels.
+
+Live keys and values are merged into one copy of the frozen ones; a single attention
+call then serves the rows. PyTorch's backward also produces the gradients of the frozen
+keys, which are dropped: a kernel that skips them saves two of its five products.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from boe_kernels._masked_sdpa import as_bias, attend, attend_backward, visibility
+from boe_kernels._rows import gather_rows, members, replace_rows
+
+
+def forward(
+    q_rows: Tensor,
+    k_rows: Tensor,
+    v_rows: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    key_padding_mask: Tensor | None,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output rows, their log-sum-exp, and the merged keys and values."""
+    keys = replace_rows(k, rows, k_rows)
+    values = replace_rows(v, rows, v_rows)
+    out, lse = attend(q_rows, keys, values, _bias(q_rows, k, rows, key_padding_mask, window), scale)
+    return out * members(rows, out.dtype), lse, keys, values
+
+
+def backward(
+    dout: Tensor,
+    q_rows: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: Tensor,
+    key_padding_mask: Tensor | None,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv at the rows."""
+    mask = members(rows, dout.dtype)
+    bias = _bias(q_rows, keys, rows, key_padding_mask, window)
+    dq, dk, dv = attend_backward(dout * mask, q_rows, keys, values, out, lse, bias, scale)
+    return dq, gather_rows(dk, rows) * mask, gather_rows(dv, rows) * mask
+
+
+def _bias(
+    q_rows: Tensor, k: Tensor, rows: Tensor, key_padding_mask: Tensor | None, window: int | None
+) -> Tensor | None:
+    positions = torch.arange(k.shape[2], device=k.device)
+    return as_bias(visibility(rows, positions, key_padding_mask, window), q_rows.dtype)
