@@ -1,1 +1,90 @@
-"""Backward-on-Entropy steering for masked diffusion language models."""
+"""Backward-on-Entropy steering for masked diffusion language models.
+
+Fill in masked tokens in the order that most lowers the entropy of the rest:
+``boe.generate(denoiser, canvas, sampler="boe")``. The kernels behind it are in
+``boe_kernels``; ``boe.attention.active_query_attention`` is the one most people want.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boe import attention
+    from boe.canvas import Canvas
+    from boe.decoding import (
+        Account,
+        Cosine,
+        FrontLoaded,
+        Generation,
+        Item,
+        TokensPerStep,
+        generate,
+    )
+    from boe.denoisers import Denoiser, UnsupportedModel
+    from boe.denoisers.loading import LoadedModel, load_model
+    from boe.denoisers.transformers_model import TransformersDenoiser
+    from boe.samplers import BoE, Confidence, Entropy, Margin, Random, Sampler, sampler_from
+
+__version__ = "0.1.0"
+
+# Loaded when first used: importing torch takes a second that `boe --help` need not pay.
+_HOMES = {
+    "attention": "boe.attention",
+    "Canvas": "boe.canvas",
+    **dict.fromkeys(
+        (
+            "Account",
+            "Cosine",
+            "FrontLoaded",
+            "Generation",
+            "Item",
+            "TokensPerStep",
+            "generate",
+        ),
+        "boe.decoding",
+    ),
+    **dict.fromkeys(("Denoiser", "UnsupportedModel"), "boe.denoisers"),
+    **dict.fromkeys(("LoadedModel", "load_model"), "boe.denoisers.loading"),
+    "TransformersDenoiser": "boe.denoisers.transformers_model",
+    **dict.fromkeys(
+        ("BoE", "Confidence", "Entropy", "Margin", "Random", "Sampler", "sampler_from"),
+        "boe.samplers",
+    ),
+}
+
+__all__ = [
+    "Account",
+    "BoE",
+    "Canvas",
+    "Confidence",
+    "Cosine",
+    "Denoiser",
+    "Entropy",
+    "FrontLoaded",
+    "Generation",
+    "Item",
+    "LoadedModel",
+    "Margin",
+    "Random",
+    "Sampler",
+    "TokensPerStep",
+    "TransformersDenoiser",
+    "UnsupportedModel",
+    "attention",
+    "generate",
+    "load_model",
+    "sampler_from",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'boe' has no attribute {name!r}")
+    home = import_module(_HOMES[name])
+    return home if name == "attention" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

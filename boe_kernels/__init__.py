@@ -5,6 +5,7 @@ reference that defines it and faster paths that compute the same.
 """
 
 from boe_kernels._dispatch import BACKENDS, Decision, decide, observe_paths, registered_ops
+from boe_kernels._rows import pad_rows
 from boe_kernels.entropy import EntropyStats, entropy_stats
 from boe_kernels.head_entropy import linear_entropy
 from boe_kernels.query_attention import DeferredRows, active_query_attention
@@ -23,5 +24,6 @@ __all__ = [
     "inject_soft_embeddings",
     "linear_entropy",
     "observe_paths",
+    "pad_rows",
     "registered_ops",
 ]

@@ -1,0 +1,78 @@
+"""How many tokens to reveal in each step."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+class Budget(ABC):
+    """A plan of how many tokens each step reveals."""
+
+    @abstractmethod
+    def plan(self, masks: int, blocks: int = 1) -> tuple[int, ...]:
+        """Tokens per step for one of ``blocks`` blocks that holds ``masks`` masks.
+
+        The numbers are positive and add up to ``masks``.
+        """
+
+
+@dataclass(frozen=True)
+class TokensPerStep(Budget):
+    """The same number of tokens every step; the last step takes what is left."""
+
+    tokens: int = 1
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
+
+    def plan(self, masks: int, blocks: int = 1) -> tuple[int, ...]:
+        whole, rest = divmod(masks, self.tokens)
+        return (self.tokens,) * whole + ((rest,) if rest else ())
+
+
+@dataclass(frozen=True)
+class FrontLoaded(Budget):
+    """LLaDA's plan: n masks in T steps, ⌊n/T⌋ each and one more in the first n mod T.
+
+    The steps are shared equally between blocks; steps that would reveal nothing are
+    left out.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    def plan(self, masks: int, blocks: int = 1) -> tuple[int, ...]:
+        steps = max(1, self.steps // blocks)
+        base, extra = divmod(masks, steps)
+        return tuple(n for n in (base + (k < extra) for k in range(steps)) if n)
+
+
+@dataclass(frozen=True)
+class Cosine(Budget):
+    """MaskGIT's plan: after step k of T, ⌊n·cos(π/2·k/T)⌋ masks are left.
+
+    Every step reveals at least one token, so short canvases take fewer than T steps.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    def plan(self, masks: int, blocks: int = 1) -> tuple[int, ...]:
+        steps = max(1, self.steps // blocks)
+        left, counts = masks, []
+        for k in range(1, steps + 1):
+            if not left:
+                break
+            target = math.floor(masks * math.cos(math.pi / 2 * k / steps)) if k < steps else 0
+            counts.append(left - min(target, left - 1))
+            left -= counts[-1]
+        return tuple(counts)

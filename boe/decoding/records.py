@@ -1,0 +1,81 @@
+"""What a decode produced, what it cost, and how it went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Account:
+    """Cost of one sequence.
+
+    Attributes:
+        steps: decoding steps.
+        nfe_forward: forwards of the whole canvas.
+        n_backward: backward passes, of whatever size.
+        flop_equiv: cost in forwards of the whole canvas: forwards, and rows that were run
+            forward or backward on their own as a share of the canvas.
+        seconds: wall time; a batch's time is shared equally by its rows.
+    """
+
+    steps: int = 0
+    nfe_forward: float = 0.0
+    n_backward: float = 0.0
+    flop_equiv: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, other: Account) -> None:
+        self.steps += other.steps
+        self.nfe_forward += other.nfe_forward
+        self.n_backward += other.n_backward
+        self.flop_equiv += other.flop_equiv
+        self.seconds += other.seconds
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of one sequence, on the CPU; per-position tensors follow ``positions``.
+
+    Attributes:
+        positions: int64 (P,), the masked positions before the step.
+        entropy: (P,), nats.
+        scores: (P,), what the sampler ranked by.
+        parts: what the scores were made of, by name.
+        revealed: int64 (b,), positions that were written, and tokens: what with.
+    """
+
+    positions: Tensor
+    entropy: Tensor
+    scores: Tensor
+    parts: dict[str, Tensor]
+    revealed: Tensor
+    tokens: Tensor
+
+
+@dataclass
+class Item:
+    """One decoded sequence: its ids (L,), cost and, if asked for, trajectory."""
+
+    ids: Tensor
+    account: Account = field(default_factory=Account)
+    trajectory: list[StepRecord] | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The result of :func:`boe.generate`, one item per sequence, in order."""
+
+    items: list[Item]
+
+    @property
+    def sequences(self) -> list[Tensor]:
+        return [item.ids for item in self.items]
+
+    @property
+    def total(self) -> Account:
+        whole = Account()
+        for item in self.items:
+            whole.add(item.account)
+        return whole

@@ -1,0 +1,172 @@
+"""The engines that differentiate the probes' entropy on active rows (docs/method.md).
+
+Replay runs the active rows again with a graph, against the keys and values that the
+forward left; late binding and the dense reference go back through the graph of a whole
+forward. All three give the same gradient wherever their forwards agree.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from boe.denoisers.attention_modes import LayerCall, Plain, Recording, Replaying, StopGradient
+from boe.denoisers.base import (
+    EntropyGradient,
+    GradientRequest,
+    Prediction,
+    UnsupportedModel,
+    slots_of,
+    take_rows,
+)
+from boe_kernels import DeferredRows, entropy_stats, inject_soft_embeddings
+
+if TYPE_CHECKING:
+    from boe.denoisers.transformers_model import TransformersDenoiser
+
+
+def replay_gradient(
+    denoiser: TransformersDenoiser, prediction: Prediction, request: GradientRequest
+) -> EntropyGradient:
+    """Gradient from the active rows alone: |A| rows forward, |A| rows backward."""
+    facts, state, canvas = denoiser.facts, prediction.state, prediction.canvas
+    layers: list[LayerCall] = state.layers
+    forwards = 0
+    if request.alpha != 0.0 and request.context == "full":
+        with torch.no_grad():
+            embeds, _ = soft_canvas(denoiser, prediction, request)
+            second = Recording()
+            denoiser.run(embeds, second, request.active[:, :0], canvas=canvas)
+        layers, forwards = second.layers, 1
+    active = request.active
+    seats = _candidate_seats(request, canvas.length)
+    compact, delta = _inject(denoiser, take_rows(state.embeds, active), seats, prediction, request)
+
+    def gradient_at(embeds: Tensor, rows: Tensor, probe_rows: Tensor, local: bool) -> _Gradient:
+        leaf = embeds.detach().requires_grad_()
+        with torch.enable_grad():
+            entropy = denoiser.summed_entropy(
+                leaf,
+                Replaying(layers, rows, local=local),
+                slots_of(probe_rows, rows, canvas.length),
+                position_ids=rows.clamp_min(0),
+            )
+            (grad,) = torch.autograd.grad(entropy.sum(), leaf)
+        return grad, entropy.detach()
+
+    grad, surrogate = gradient_at(compact, active, facts.row_of(request.probes), local=False)
+    gradient = _at(grad, seats)
+    rows_run = (active >= 0).sum(dim=1)
+    if request.subtract_self:
+        if facts.logits_shift:
+            raise UnsupportedModel(
+                "subtract_self needs unshifted logits: in a shifted model a candidate's own "
+                "entropy stands in another row"
+            )
+        own_grad, _ = gradient_at(
+            take_rows(compact, seats), request.candidates, request.candidates, local=True
+        )
+        gradient = gradient - own_grad * (seats >= 0).unsqueeze(-1)
+        rows_run = rows_run + (request.candidates >= 0).sum(dim=1)
+    return EntropyGradient(_wide(gradient), _wide(delta), surrogate, forwards, rows_run, rows_run)
+
+
+_Gradient = tuple[Tensor, Tensor]
+
+
+def graph_gradient(
+    denoiser: TransformersDenoiser, prediction: Prediction, request: GradientRequest
+) -> EntropyGradient:
+    """Gradient through a whole forward: attention sparse ("late") or dense, the rest dense."""
+    if request.subtract_self:
+        raise ValueError("subtract_self needs engine='replay'")
+    facts, state, canvas = denoiser.facts, prediction.state, prediction.canvas
+    seats = _candidate_seats(request, canvas.length)
+    embeds, delta = soft_canvas(denoiser, prediction, request)
+    active_probes = torch.where(
+        slots_of(facts.row_of(request.probes), request.active, canvas.length) >= 0,
+        request.probes,
+        -1,
+    )
+    forwards = 0
+    with torch.enable_grad():
+        if request.alpha == 0.0 and not facts.time_conditioned:
+            leaf = state.embeds
+            state.active.bind(request.active)
+            slots = slots_of(active_probes, prediction.positions, canvas.length)
+            entropy = entropy_stats(take_rows(state.logits, slots)).entropy
+            surrogate = torch.where(slots >= 0, entropy, 0.0).sum(dim=1)
+        elif request.context == "frozen":
+            raise ValueError(
+                f"context='frozen' at alpha = {request.alpha} needs engine='replay': a graph of "
+                "the current forward holds no soft writes; use context='full'"
+            )
+        else:
+            forwards = 1
+            leaf = embeds.detach().requires_grad_()
+            active = DeferredRows()
+            active.bind(request.active)
+            mode = Plain(active) if request.engine == "late" else StopGradient(active)
+            surrogate = denoiser.summed_entropy(
+                leaf, mode, facts.row_of(active_probes), canvas=canvas
+            )
+        (grad,) = torch.autograd.grad(surrogate.sum(), leaf)
+    gradient = _at(grad, torch.where(seats >= 0, request.candidates, -1))
+    lengths = torch.tensor(canvas.lengths, device=grad.device)
+    return EntropyGradient(
+        _wide(gradient),
+        _wide(delta),
+        surrogate.detach(),
+        forwards,
+        torch.zeros_like(lengths),
+        lengths,
+    )
+
+
+def soft_canvas(
+    denoiser: TransformersDenoiser, prediction: Prediction, request: GradientRequest
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of the whole canvas with the candidates' soft writes, and Δe."""
+    embeds = prediction.state.embeds.detach()
+    return _inject(denoiser, embeds, request.candidates, prediction, request)
+
+
+def _inject(
+    denoiser: TransformersDenoiser,
+    embeds: Tensor,
+    slots: Tensor,
+    prediction: Prediction,
+    request: GradientRequest,
+) -> tuple[Tensor, Tensor]:
+    """Write the candidates' soft embeddings at ``slots`` (B, C) of ``embeds``; and Δe."""
+    place = slots_of(request.candidates, prediction.positions, prediction.canvas.length)
+    table = denoiser.embedding_table
+    return inject_soft_embeddings(
+        embeds,
+        slots,
+        take_rows(prediction.logits, place),
+        table,
+        table[denoiser.facts.mask_id],
+        request.alpha,
+        request.top_k,
+        is_logits=True,
+        return_delta=True,
+    )
+
+
+def _candidate_seats(request: GradientRequest, length: int) -> Tensor:
+    """Where the candidates stand among the active rows, which must hold them all."""
+    seats = slots_of(request.candidates, request.active, length)
+    if bool(((request.candidates >= 0) & (seats < 0)).any()):
+        raise ValueError("active rows must include every candidate's own row")
+    return seats
+
+
+def _at(grad: Tensor, slots: Tensor) -> Tensor:
+    return take_rows(grad, slots) * (slots >= 0).unsqueeze(-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

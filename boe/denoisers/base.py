@@ -1,0 +1,185 @@
+"""What a sampler needs of a model: to predict, and to differentiate on active rows.
+
+A *position* is a place on the canvas; the logits that predict position j stand in *row*
+``facts.row_of(j)``, which is j itself except in models whose logits are shifted.
+Index sets are int64 (B, N), padded with −1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from boe.canvas import Canvas
+
+Engine = Literal["replay", "late", "dense"]
+ENGINES: tuple[Engine, ...] = ("replay", "late", "dense")
+Context = Literal["frozen", "full"]
+BridgeRule = Literal["received_paid", "received", "hidden_change"]
+Keep = Literal["nothing", "keys_values", "attention", "graph", "dense_graph"]
+"""What a prediction keeps for a gradient: per-layer keys and values (replay), these with
+queries and hidden states (replay with bridge rows), or the autograd graph."""
+
+
+class UnsupportedModel(ValueError):
+    """The model cannot do what was asked; the message says why and what can be done."""
+
+
+@dataclass(frozen=True)
+class DenoiserFacts:
+    """What is fixed about a denoiser.
+
+    Attributes:
+        mask_id: id of the mask token.
+        vocab_size: V, the width of the logits.
+        suppressed_ids: ids that are never written (the mask, padded vocabulary rows).
+        logits_shift: the row that predicts position j is j + logits_shift, at least 0.
+        time_conditioned: the model takes the diffusion time as an input, so that the
+            surrogate forward at α = 0 is not the current forward.
+        max_length: the longest canvas, or ``None``.
+    """
+
+    mask_id: int
+    vocab_size: int
+    suppressed_ids: tuple[int, ...]
+    logits_shift: int = 0
+    time_conditioned: bool = False
+    max_length: int | None = None
+
+    def row_of(self, positions: Tensor) -> Tensor:
+        """Rows that predict the given positions; padding (−1) stays padding."""
+        if self.logits_shift == 0:
+            return positions
+        return torch.where(positions < 0, -1, (positions + self.logits_shift).clamp_min(0))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Logits of one forward, and what was kept for a gradient.
+
+    Attributes:
+        logits: (B, P, V), −inf at suppressed ids, in the model's dtype.
+        positions: int64 (B, P), padded with −1, whose logits are arbitrary.
+        state: what ``keep`` asked for, private to the denoiser.
+    """
+
+    canvas: Canvas
+    logits: Tensor
+    positions: Tensor
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class GradientRequest:
+    """Which gradient of the probes' entropy is wanted (method section, docs/method.md).
+
+    Attributes:
+        candidates: positions to differentiate with respect to (the embeddings e_i).
+        probes: positions S whose entropies are summed.
+        active: rows A through which the backward may pass, ascending. They must include
+            the candidates; a probe whose row is not active contributes nothing.
+        alpha: candidates are evaluated at e_m + α·Δe.
+        context: at α > 0, whether rows outside A keep the keys and values of the current
+            forward ("frozen") or a second forward is run with the soft writes ("full").
+        engine: "replay", "late" or "dense".
+        subtract_self: remove each candidate's own entropy from its gradient, row-locally.
+        top_k: soft writes use the k most probable ids only.
+    """
+
+    candidates: Tensor
+    probes: Tensor
+    active: Tensor
+    alpha: float = 0.0
+    context: Context = "frozen"
+    engine: Engine = "replay"
+    subtract_self: bool = False
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
+class EntropyGradient:
+    """The gradient and what it cost.
+
+    Attributes:
+        gradient: g_i = ∂F/∂e_i, float32 (float64) (B, C, D), zero at padding.
+        delta: Δe_i = Σ_v p_v E_v − e_m, as ``gradient``.
+        surrogate: F = Σ_S H_j in nats, (B,), over the probes whose rows are active.
+        forwards: full forwards spent besides the prediction's own.
+        replayed_rows: (B,) rows run forward again.
+        backward_rows: (B,) rows that the backward passed through.
+    """
+
+    gradient: Tensor
+    delta: Tensor
+    surrogate: Tensor
+    forwards: int
+    replayed_rows: Tensor
+    backward_rows: Tensor
+
+
+class Denoiser(ABC):
+    """A masked diffusion model."""
+
+    facts: DenoiserFacts
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where canvases must be."""
+
+    @property
+    @abstractmethod
+    def embedding_table(self) -> Tensor:
+        """E (V, D), with the model's embedding scale multiplied in."""
+
+    @abstractmethod
+    def predict(self, canvas: Canvas, positions: Tensor, keep: Keep = "nothing") -> Prediction:
+        """Logits that predict ``positions``, int64 (B, P) padded with −1."""
+
+    @abstractmethod
+    def entropy_gradient(self, prediction: Prediction, request: GradientRequest) -> EntropyGradient:
+        """Gradient of the probes' entropy with respect to the candidates' embeddings.
+
+        Raises:
+            UnsupportedModel: the engine cannot run on this model.
+            ValueError: the request contradicts itself, or the prediction did not keep
+                what the engine needs.
+        """
+
+    @abstractmethod
+    def bridge_scores(
+        self, prediction: Prediction, request: GradientRequest, rule: BridgeRule
+    ) -> tuple[Tensor, int]:
+        """How much each row carries from candidates to probes: (B, L), and forwards spent.
+
+        ``request.active`` is not read. The prediction must have kept "attention".
+        """
+
+
+def required_keep(engine: Engine, bridges: bool) -> Keep:
+    """What a prediction must keep for a gradient by ``engine``."""
+    if engine == "late":
+        return "graph"
+    if engine == "dense":
+        return "dense_graph"
+    return "attention" if bridges else "keys_values"
+
+
+def slots_of(members: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Where each of ``members`` (B, N) stands in ``rows`` (B, A); −1 where it does not."""
+    batch = members.shape[0]
+    table = rows.new_full((batch, length + 1), -1)
+    numbers = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+    table.scatter_(1, torch.where(rows < 0, length, rows), numbers)
+    table[:, length] = -1
+    return table.gather(1, torch.where(members < 0, length, members))
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B, N) of ``x`` (B, L, ...); padding reads row 0."""
+    batch = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    return x[batch, rows.clamp_min(0)]

@@ -1,0 +1,300 @@
+"""Backward-on-Entropy steering: reveal what most lowers the entropy of the rest.
+
+One step (docs/method.md): choose candidates C, write each softly into the canvas, sum
+the entropies of the probes S, and go back once to the candidates' embeddings. The Token
+Influence Score TIS_i = −⟨g_i, Δe_i⟩ (eq. 14 of the TABES paper) predicts by how much
+revealing i lowers the probes' entropy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boe.denoisers.base import (
+    ENGINES,
+    BridgeRule,
+    Context,
+    Engine,
+    GradientRequest,
+    Keep,
+    required_keep,
+)
+from boe.samplers.base import Sampler, Scores, Step, StepCost, top_positions
+from boe_kernels import pad_rows
+
+CANDIDATE_RULES = ("confidence", "margin", "entropy", "entropy_band", "random", "all")
+PROBE_SETS = ("complement", "masked", "masked_minus_self")
+ACTIVE_SETS = ("candidates", "candidates_probes", "masked", "bridges", "all")
+BRIDGE_RULES = ("received_paid", "received", "hidden_change", "random")
+GATES = ("positive", "paper", "none")
+NORMALISATIONS = ("none", "zscore", "minmax")
+
+
+@dataclass(frozen=True)
+class BoE(Sampler):
+    """Backward-on-Entropy steering.
+
+    Attributes:
+        candidates: how eligible positions are ranked for candidacy: "confidence",
+            "margin", "entropy" (lowest first), "entropy_band" (nearest to the median
+            entropy), "random", or "all" of them.
+        rho: share of the eligible positions that become candidates, but never fewer
+            than are revealed. Not used by candidates="all".
+        probes: whose entropies are summed: "complement" (masked, not candidates),
+            "masked" (all; a candidate's own entropy is included), "masked_minus_self"
+            (all, with that term removed row-locally).
+        max_probes: keep only so many probes, those of the highest entropy.
+        active: rows through which the backward passes: "candidates_probes", "masked",
+            "bridges" (masked and the best share ``bridges`` of the observed rows), "all",
+            or "candidates" (the paper's choice; only with probes that are candidates).
+        bridges, bridge_rule: how many bridge rows, and how they are ranked:
+            "received_paid" (attention received from probes × paid to candidates),
+            "received", "hidden_change" (costs a forward) or "random".
+        alpha: the gradient is taken with candidates at e_m + α·Δe; 0 is eq. 14, ½ the
+            midpoint, 1 the paper's appendix A.3.1.
+        context: at α > 0, rows outside the active set keep their current keys and values
+            ("frozen", no further forward) or a second forward is run ("full").
+        gate: c_i = clip(1 − H_i/ln V, 0, 1) multiplies the positive part of the score
+            ("positive"), all of it ("paper", eq. 15), or nothing ("none").
+        penalty, floor, penalty_anneal: λ and h_max of eqs. 18–19, λ·[h_t − H_i]₊² with
+            h_t = h_max · remaining fraction; λ times that fraction too if annealed.
+        normalise: scores over the candidates before gate and penalty: "none", "zscore"
+            or "minmax".
+        engine: "replay", "late" or "dense".
+        top_k: soft writes from the k most probable ids only.
+    """
+
+    candidates: str = "confidence"
+    rho: float = 0.25
+    probes: str = "complement"
+    max_probes: int | None = None
+    active: str = "all"
+    bridges: float = 0.25
+    bridge_rule: str = "received_paid"
+    alpha: float = 0.5
+    context: Context = "frozen"
+    gate: str = "none"
+    penalty: float = 0.0
+    floor: float = 0.0
+    penalty_anneal: bool = False
+    normalise: str = "none"
+    engine: Engine = "replay"
+    top_k: int | None = None
+
+    name = "boe"
+
+    def __post_init__(self) -> None:
+        for field, choices in (
+            ("candidates", CANDIDATE_RULES),
+            ("probes", PROBE_SETS),
+            ("active", ACTIVE_SETS),
+            ("bridge_rule", BRIDGE_RULES),
+            ("context", ("frozen", "full")),
+            ("gate", GATES),
+            ("normalise", NORMALISATIONS),
+            ("engine", ENGINES),
+        ):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}"
+                )
+        if not 0.0 < self.rho <= 1.0:
+            raise ValueError(f"rho must be in (0, 1], got {self.rho}")
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
+        if not 0.0 <= self.bridges <= 1.0:
+            raise ValueError(f"bridges must be in [0, 1], got {self.bridges}")
+        for field in ("penalty", "floor"):
+            value = getattr(self, field)
+            if not (value >= 0.0 and math.isfinite(value)):
+                raise ValueError(f"{field} must be finite and not negative, got {value}")
+        for field in ("max_probes", "top_k"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} must be at least 1, got {value}")
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
+        if self.active == "candidates" and self.probes == "complement":
+            raise ValueError(
+                "the zero-gradient combination: with active='candidates' and "
+                "probes='complement' no probe's row is active, so the entropy of every probe is "
+                "a constant and every score is exactly 0; use active='candidates_probes'"
+            )
+        if self.candidates == "all" and self.probes == "complement":
+            raise ValueError(
+                "candidates='all' leaves no probes in their complement; "
+                "use probes='masked' or 'masked_minus_self'"
+            )
+        if self.engine != "replay":
+            if self.alpha > 0.0 and self.context == "frozen":
+                raise ValueError(
+                    f"context='frozen' at alpha = {self.alpha} needs engine='replay', "
+                    f"got engine={self.engine!r}; use context='full'"
+                )
+            if self.active == "bridges" or self.probes == "masked_minus_self":
+                raise ValueError(
+                    "active='bridges' and probes='masked_minus_self' need engine='replay', "
+                    f"got engine={self.engine!r}"
+                )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> BoE:
+        """A named configuration, with changes: "default", or "paper" as printed.
+
+        The paper gives no values for λ and h_max; "paper" uses 0.2 and 0.3 nats.
+        """
+        presets = {
+            "default": cls(),
+            "paper": cls(
+                alpha=0.0,
+                probes="masked",
+                active="candidates",
+                candidates="confidence",
+                rho=0.25,
+                gate="paper",
+                penalty=0.2,
+                floor=0.3,
+            ),
+        }
+        if name not in presets:
+            raise ValueError(f"preset must be one of {', '.join(presets)}, got {name!r}")
+        return replace(presets[name], **changes)
+
+    @property
+    def keep(self) -> Keep:
+        return required_keep(self.engine, self.active == "bridges" and self.bridge_rule != "random")
+
+    def score(self, step: Step) -> Scores:
+        confidence = step.stats.top1
+        chosen = self._choose_candidates(step)
+        probes = self._choose_probes(step, chosen)
+        # A row steers where it has a choice to make and a future to make it for.
+        steered = (step.eligible.sum(dim=1) > step.budget) & probes.any(dim=1)
+        chosen, probes = chosen & steered.unsqueeze(1), probes & steered.unsqueeze(1)
+        if not bool(steered.any()):
+            return Scores(confidence)
+        request = GradientRequest(
+            candidates=_compact(step.positions, chosen),
+            probes=_compact(step.positions, probes),
+            active=torch.empty(0, dtype=torch.int64),
+            alpha=self.alpha,
+            context=self.context,
+            engine=self.engine,
+            subtract_self=self.probes == "masked_minus_self",
+            top_k=self.top_k,
+        )
+        active, forwards = self._choose_active(step, request, steered)
+        gradient = step.denoiser.entropy_gradient(step.prediction, replace(request, active=active))
+        influence = -(gradient.gradient * gradient.delta).sum(dim=-1)
+        tis = confidence.new_zeros(confidence.shape, dtype=influence.dtype)
+        tis[chosen] = influence[request.candidates >= 0]
+        values, parts = self._combine(step, tis, chosen)
+        values = torch.where(steered.unsqueeze(1), values, confidence.to(values.dtype))
+        return Scores(
+            values,
+            {"tis": tis, "candidate": chosen, "probe": probes, **parts},
+            StepCost(
+                forwards=(steered * (forwards + gradient.forwards)).double(),
+                backwards=steered.double(),
+                rows=(steered * (gradient.replayed_rows + gradient.backward_rows)).double(),
+            ),
+        )
+
+    def _choose_candidates(self, step: Step) -> Tensor:
+        """bool (B, P): the top max(b, ⌈ρ·eligible⌉) eligible positions by the rule."""
+        if self.candidates == "all":
+            return step.eligible
+        stats = step.stats
+        if self.candidates == "confidence":
+            rank = stats.top1
+        elif self.candidates == "margin":
+            rank = stats.top1 - stats.top2
+        elif self.candidates == "entropy":
+            rank = -stats.entropy
+        elif self.candidates == "entropy_band":
+            median = stats.entropy.masked_fill(~step.eligible, torch.nan).nanmedian(dim=1)
+            rank = -(stats.entropy - median.values.unsqueeze(1)).abs()
+        else:
+            rank = step.uniform(step.masked)
+        eligible = step.eligible.sum(dim=1)
+        wanted = torch.maximum((eligible * self.rho).ceil().to(torch.int64), step.budget)
+        return top_positions(rank, step.eligible, wanted)
+
+    def _choose_probes(self, step: Step, chosen: Tensor) -> Tensor:
+        probes = step.masked & ~chosen if self.probes == "complement" else step.masked
+        if self.max_probes is None:
+            return probes
+        limit = torch.full_like(step.budget, self.max_probes)
+        return top_positions(step.stats.entropy, probes, limit)
+
+    def _choose_active(
+        self, step: Step, request: GradientRequest, steered: Tensor
+    ) -> tuple[Tensor, int]:
+        """Active rows, int64 (B, A) ascending and padded, and the forwards it took."""
+        canvas, facts = step.canvas, step.denoiser.facts
+        valid = canvas.valid & steered.unsqueeze(1)
+        if self.active == "all":
+            return pad_rows(valid), 0
+        members = [request.candidates]
+        if self.active == "candidates_probes":
+            members.append(facts.row_of(request.probes))
+        elif self.active in ("masked", "bridges"):
+            masked = torch.where(steered.unsqueeze(1), step.positions, -1)
+            members += [masked, facts.row_of(masked)]
+        active = torch.zeros(canvas.batch, canvas.length + 1, dtype=torch.bool, device=valid.device)
+        for rows in members:
+            active.scatter_(1, torch.where(rows < 0, canvas.length, rows), True)
+        active = active[:, :-1]
+        if self.active != "bridges":
+            return pad_rows(active), 0
+        others = valid & ~active
+        forwards = 0
+        if self.bridge_rule == "random":
+            rank = step.uniform(step.canvas.valid)
+        else:
+            rule: BridgeRule = self.bridge_rule  # type: ignore[assignment]
+            rank, forwards = step.denoiser.bridge_scores(step.prediction, request, rule)
+        wanted = (others.sum(dim=1) * self.bridges).ceil().to(torch.int64)
+        return pad_rows(active | top_positions(rank, others, wanted)), forwards
+
+    def _combine(self, step: Step, tis: Tensor, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Normalise, gate and penalise; −∞ outside the candidates."""
+        value = _normalised(tis, chosen, self.normalise)
+        entropy = step.stats.entropy
+        gate = (1.0 - entropy / math.log(step.denoiser.facts.vocab_size)).clamp(0.0, 1.0)
+        if self.gate == "paper":
+            value = value * gate
+        elif self.gate == "positive":
+            value = torch.where(value > 0, value * gate, value)
+        remaining = step.remaining.unsqueeze(1)
+        weight = self.penalty * (remaining if self.penalty_anneal else 1.0)
+        penalty = weight * (self.floor * remaining - entropy).clamp_min(0.0).square()
+        value = torch.where(chosen, value - penalty, -torch.inf)
+        return value, {"gate": gate, "penalty": penalty * torch.ones_like(entropy)}
+
+
+def _compact(positions: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen of ``positions`` (B, P) as int64 (B, N), ascending, padded with −1."""
+    slots = pad_rows(chosen)
+    return torch.where(slots < 0, -1, positions.gather(1, slots.clamp_min(0)))
+
+
+def _normalised(tis: Tensor, chosen: Tensor, how: str) -> Tensor:
+    if how == "none":
+        return tis
+    count = chosen.sum(dim=1, keepdim=True).clamp_min(1)
+    if how == "zscore":
+        mean = torch.where(chosen, tis, 0.0).sum(dim=1, keepdim=True) / count
+        centred = torch.where(chosen, tis - mean, 0.0)
+        spread = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
+        return centred / spread.clamp_min(torch.finfo(tis.dtype).tiny)
+    low = tis.masked_fill(~chosen, torch.inf).amin(dim=1, keepdim=True)
+    high = tis.masked_fill(~chosen, -torch.inf).amax(dim=1, keepdim=True)
+    scaled = (tis - low) / (high - low).clamp_min(torch.finfo(tis.dtype).tiny)
+    return torch.where(chosen, scaled, 0.0)
