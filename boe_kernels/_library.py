@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._C import _AutoDispatchBelowAutograd
 from torch.autograd import forward_ad
 
 NAMESPACE = "boe_kernels"
@@ -50,8 +49,8 @@ def define_op(
         _refuse_forward_mode(name, args)
         if torch.is_grad_enabled() and _any_requires_grad(args):
             return apply(*args)
-        with _AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        # Not under AutoDispatchBelowAutograd: a library path may use autograd inside.
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     _LIBRARY.impl(name, autograd_kernel, "Autograd", with_keyset=True)
     return _TransformableOp(op, apply)
@@ -95,8 +94,7 @@ class _RefuseDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(name: str, op: Any, *args: Any) -> Any:
-        with _AutoDispatchBelowAutograd():
-            return op(*args)
+        return op(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -30,11 +30,16 @@ def visibility(
         key_padding_mask: bool (B, Lk), True at real keys.
         window: keys farther than this from the query are not seen.
     """
-    visible = None if key_padding_mask is None else key_padding_mask[:, None, None, :]
+    visible = padding_visibility(key_padding_mask)
     if window is not None:
         near = (query_rows.clamp_min(0).unsqueeze(-1) - key_rows).abs() <= window
         visible = near.unsqueeze(1) if visible is None else visible & near.unsqueeze(1)
     return visible
+
+
+def padding_visibility(key_padding_mask: Tensor | None) -> Tensor | None:
+    """The part of :func:`visibility` that does not depend on the query: (B, 1, 1, Lk)."""
+    return None if key_padding_mask is None else key_padding_mask[:, None, None, :]
 
 
 def as_bias(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -69,16 +74,29 @@ def attend_backward(
     bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`attend` with respect to q, k and v, in their head counts."""
+    """Gradients of :func:`attend` with respect to q, k and v, in their head counts.
+
+    They lie in memory as PyTorch's CPU kernel leaves them, which is (B, L, H, D).
+    """
     if q.numel() == 0 or k.numel() == 0:
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        return gradient_layout(q), gradient_layout(k), gradient_layout(v)
     if q.device.type == "cpu":
         return _cpu_backward(dout, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=scale)
     with torch.enable_grad():
         q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
         again = _public_sdpa(q, k, v, bias, scale)
         dq, dk, dv = torch.autograd.grad(again, (q, k, v), dout)
-    return dq, dk, dv
+    return _as_kernel_lays_out(dq), _as_kernel_lays_out(dk), _as_kernel_lays_out(dv)
+
+
+def _as_kernel_lays_out(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def gradient_layout(like: Tensor) -> Tensor:
+    """Zeros of the shape of ``like``, laid out as the gradients are."""
+    batch, heads, length, width = like.shape
+    return like.new_zeros(batch, length, heads, width).transpose(1, 2)
 
 
 def _public_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:

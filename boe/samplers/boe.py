@@ -45,6 +45,10 @@ class BoE(Sampler):
             entropy), "random", or "all" of them.
         rho: share of the eligible positions that become candidates, but never fewer
             than are revealed. Not used by candidates="all".
+        tolerance: only positions whose top probability falls short of the b-th largest
+            eligible one by at most this much are candidates (b: how many are revealed);
+            ``None`` for no such bound. Not in the paper: it limits what a reveal may cost
+            in certainty, where ρ limits how many positions compete.
         probes: whose entropies are summed: "complement" (masked, not candidates),
             "masked" (all; a candidate's own entropy is included), "masked_minus_self"
             (all, with that term removed row-locally).
@@ -71,9 +75,10 @@ class BoE(Sampler):
 
     candidates: str = "confidence"
     rho: float = 0.25
+    tolerance: float | None = 0.01
     probes: str = "complement"
     max_probes: int | None = None
-    active: str = "all"
+    active: str = "candidates_probes"
     bridges: float = 0.25
     bridge_rule: str = "received_paid"
     alpha: float = 0.5
@@ -105,6 +110,8 @@ class BoE(Sampler):
                 )
         if not 0.0 < self.rho <= 1.0:
             raise ValueError(f"rho must be in (0, 1], got {self.rho}")
+        if self.tolerance is not None and not 0.0 <= self.tolerance <= 1.0:
+            raise ValueError(f"tolerance must be in [0, 1], got {self.tolerance}")
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
         if not 0.0 <= self.bridges <= 1.0:
@@ -157,6 +164,7 @@ class BoE(Sampler):
                 active="candidates",
                 candidates="confidence",
                 rho=0.25,
+                tolerance=None,
                 gate="paper",
                 penalty=0.2,
                 floor=0.3,
@@ -207,10 +215,14 @@ class BoE(Sampler):
         )
 
     def _choose_candidates(self, step: Step) -> Tensor:
-        """bool (B, P): the top max(b, ⌈ρ·eligible⌉) eligible positions by the rule."""
+        """bool (B, P): eligible positions, cut down by rank (ρ) and by tolerance."""
+        stats, competing = step.stats, step.eligible
+        if self.tolerance is not None:
+            surest = top_positions(stats.top1, step.eligible, step.budget)
+            bar = stats.top1.masked_fill(~surest, torch.inf).amin(dim=1, keepdim=True)
+            competing = competing & (stats.top1 >= bar - self.tolerance)
         if self.candidates == "all":
-            return step.eligible
-        stats = step.stats
+            return competing
         if self.candidates == "confidence":
             rank = stats.top1
         elif self.candidates == "margin":
@@ -224,7 +236,7 @@ class BoE(Sampler):
             rank = step.uniform(step.masked)
         eligible = step.eligible.sum(dim=1)
         wanted = torch.maximum((eligible * self.rho).ceil().to(torch.int64), step.budget)
-        return top_positions(rank, step.eligible, wanted)
+        return top_positions(rank, competing, wanted)
 
     def _choose_probes(self, step: Step, chosen: Tensor) -> Tensor:
         probes = step.masked & ~chosen if self.probes == "complement" else step.masked

@@ -27,6 +27,30 @@ def _floor(dtype: torch.dtype) -> float:
     return -200.0 if dtype == torch.float32 else -1000.0
 
 
+# Two maxima over chunk maxima are cheaper than one max with indices over the whole row,
+# which PyTorch does not vectorise on the CPU.
+_CHUNK = 64
+
+
+def _top_two(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest value, the second largest, and the lowest index of the largest, (N, 1)."""
+    chunks = z.shape[-1] // _CHUNK
+    tail = chunks * _CHUNK
+    maxima = z[:, :tail].unflatten(-1, (chunks, _CHUNK)).amax(dim=-1)
+    candidates = torch.cat([maxima, z[:, tail:]], dim=-1)
+    peak, winner = candidates.max(dim=-1, keepdim=True)
+    in_chunk = winner < chunks
+    index = torch.where(
+        in_chunk, winner * _CHUNK + torch.arange(_CHUNK, device=z.device), winner - chunks + tail
+    )
+    members = z.gather(-1, index)
+    first = members.argmax(dim=-1, keepdim=True)
+    beside = members.scatter(-1, first, -torch.inf).amax(dim=-1, keepdim=True)
+    beside = torch.where(in_chunk, beside, -torch.inf)
+    elsewhere = candidates.scatter(-1, winner, -torch.inf).amax(dim=-1, keepdim=True)
+    return peak, torch.maximum(beside, elsewhere), index.gather(-1, first)
+
+
 def forward(
     logits: Tensor, suppressed_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -37,23 +61,24 @@ def forward(
     step = rows_per_block(logits)
     for start in range(0, rows, step):
         block = slice(start, min(start + step, rows))
-        z = logits[block].to(dtype, copy=True)
+        z = logits[block].to(dtype, copy=suppressed_ids is not None)
         if suppressed_ids is not None:
             z.index_fill_(-1, suppressed_ids, -torch.inf)
-        peak, where = z.max(dim=-1, keepdim=True)
-        # −inf − (−inf) is NaN, which is what a row without any possible id must give;
-        # elsewhere clamping keeps 0·∞ out of the sum and leaves NaN alone.
-        distance = z.sub_(peak).clamp_min_(_floor(dtype))
-        distance = torch.where(peak == -torch.inf, torch.nan, distance)
+        peak, second, where = _top_two(z)
+        # Clamping keeps 0·∞ out of the sum and leaves NaN alone.
+        distance = torch.sub(z, peak).clamp_min_(_floor(dtype))
         weight = distance.exp()
         total = weight.sum(dim=-1, keepdim=True)
-        weighted = torch.einsum("rv,rv->r", weight, distance).unsqueeze(-1)
+        weighted = distance.mul_(weight).sum(dim=-1, keepdim=True)
         log_total = total.log()
-        entropy[block] = (log_total - weighted / total).squeeze(-1)
-        lse[block] = (peak + log_total).squeeze(-1)
-        top1[block] = total.reciprocal().squeeze(-1)
-        runner_up = weight.scatter_(-1, where, 0.0).amax(dim=-1, keepdim=True)
-        top2[block] = (runner_up / total).squeeze(-1)
+        value = log_total - weighted / total
+        # A row without any possible id has no distribution.
+        impossible = peak == -torch.inf
+        entropy[block] = value.masked_fill_(impossible, torch.nan).squeeze(-1)
+        lse[block] = (peak + log_total).masked_fill_(impossible, torch.nan).squeeze(-1)
+        top1[block] = total.reciprocal().masked_fill_(impossible, torch.nan).squeeze(-1)
+        runner_up = (second - peak).clamp_min_(_floor(dtype)).exp()
+        top2[block] = (runner_up / total).masked_fill_(impossible, torch.nan).squeeze(-1)
         argmax[block] = where.squeeze(-1)
     return entropy, lse, top1, top2, argmax
 
@@ -72,26 +97,14 @@ def backward(
     step = rows_per_block(logits)
     for start in range(0, rows, step):
         block = slice(start, min(start + step, rows))
-        grad[block] = entropy_gradient(
-            logits[block].to(dtype, copy=True),
-            grad_entropy[block],
-            entropy[block],
-            lse[block],
-            suppressed_ids,
-        )
+        z = logits[block]
+        if suppressed_ids is not None:
+            z = z.index_fill(-1, suppressed_ids, -torch.inf)
+        log_p = torch.sub(z, lse[block].unsqueeze(-1)).clamp_min_(_floor(dtype))
+        weight = log_p.exp().mul_(-grad_entropy[block].to(dtype).unsqueeze(-1))
+        log_p.add_(entropy[block].unsqueeze(-1))
+        if grad.dtype == dtype:
+            torch.mul(log_p, weight, out=grad[block])
+        else:
+            grad[block] = log_p.mul_(weight)
     return grad
-
-
-def entropy_gradient(
-    z: Tensor,
-    grad_entropy: Tensor,
-    entropy: Tensor,
-    lse: Tensor,
-    suppressed_ids: Tensor | None,
-) -> Tensor:
-    """grad · dH/dz of a block of logits, which it overwrites."""
-    if suppressed_ids is not None:
-        z.index_fill_(-1, suppressed_ids, -torch.inf)
-    log_p = z.sub_(lse.unsqueeze(-1)).clamp_min_(_floor(z.dtype))
-    weight = log_p.exp().mul_(-grad_entropy.to(z.dtype).unsqueeze(-1))
-    return log_p.add_(entropy.unsqueeze(-1)).mul_(weight)

@@ -41,4 +41,5 @@ def reference(
     top1 = p.gather(-1, argmax.unsqueeze(-1)).squeeze(-1).masked_fill(invalid, torch.nan)
     rest = p.scatter(-1, argmax.unsqueeze(-1), 0.0)
     top2 = rest.amax(dim=-1).masked_fill(invalid, torch.nan)
-    return entropy, lse.detach(), top1.detach(), top2.detach(), argmax
+    lse = lse.detach().masked_fill(invalid, torch.nan)
+    return entropy, lse, top1.detach(), top2.detach(), argmax

@@ -10,7 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boe_kernels._masked_sdpa import as_bias, attend, attend_backward, visibility
+from boe_kernels._masked_sdpa import (
+    as_bias,
+    attend,
+    attend_backward,
+    padding_visibility,
+    visibility,
+)
 from boe_kernels._rows import gather_rows, members, spread_rows
 
 # A windowed forward runs in blocks of queries, so that no mask spans all pairs.
@@ -27,9 +33,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     length = q.shape[2]
     if window is None:
-        positions = torch.zeros(1, 0, dtype=torch.int64, device=q.device)
-        bias = as_bias(visibility(positions, positions[0], key_padding_mask, None), q.dtype)
-        return attend(q, k, v, bias, scale)
+        return attend(q, k, v, as_bias(padding_visibility(key_padding_mask), q.dtype), scale)
     outs, lses = [], []
     for start in range(0, max(length, 1), _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, length)
@@ -67,8 +71,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq (zeros at inactive rows), dk and dv."""
     length = q.shape[2]
-    keys = torch.arange(k.shape[2], device=q.device)
-    bias = as_bias(visibility(rows, keys, key_padding_mask, window), q.dtype)
+    if window is None:
+        visible = padding_visibility(key_padding_mask)
+    else:
+        keys = torch.arange(k.shape[2], device=q.device)
+        visible = visibility(rows, keys, key_padding_mask, window)
     dout_rows = gather_rows(dout, rows) * members(rows, dout.dtype)
     lse_rows = gather_rows(lse.unsqueeze(-1), rows).squeeze(-1) if lse.numel() else lse
     dq_rows, dk, dv = attend_backward(
@@ -78,7 +85,7 @@ def backward(
         v,
         gather_rows(out, rows),
         lse_rows,
-        bias,
+        as_bias(visible, q.dtype),
         scale,
     )
     return spread_rows(dq_rows, rows, length), dk, dv

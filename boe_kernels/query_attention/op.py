@@ -9,6 +9,7 @@ from torch import Tensor
 
 from boe_kernels._dispatch import always, note_path, register_paths
 from boe_kernels._library import define_op
+from boe_kernels._masked_sdpa import gradient_layout
 from boe_kernels._rows import pad_rows
 from boe_kernels.query_attention import library
 
@@ -58,14 +59,13 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     note_path(f"{NAME}_backward", path)
     rows = pad_rows(active_idx)
-    grads = library.backward(dout, q, k, v, out, lse, rows, key_padding_mask, scale, window)
-    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
+    return library.backward(dout, q, k, v, out, lse, rows, key_padding_mask, scale, window)
 
 
 def _backward_fake(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    return q.new_empty(q.shape), gradient_layout(k), gradient_layout(v)
 
 
 class ActiveQueryAttention(torch.autograd.Function):

@@ -10,7 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boe_kernels._masked_sdpa import as_bias, attend, attend_backward, visibility
+from boe_kernels._masked_sdpa import (
+    as_bias,
+    attend,
+    attend_backward,
+    padding_visibility,
+    visibility,
+)
 from boe_kernels._rows import gather_rows, members, replace_rows
 
 
@@ -54,5 +60,7 @@ def backward(
 def _bias(
     q_rows: Tensor, k: Tensor, rows: Tensor, key_padding_mask: Tensor | None, window: int | None
 ) -> Tensor | None:
+    if window is None:
+        return as_bias(padding_visibility(key_padding_mask), q_rows.dtype)
     positions = torch.arange(k.shape[2], device=k.device)
     return as_bias(visibility(rows, positions, key_padding_mask, window), q_rows.dtype)

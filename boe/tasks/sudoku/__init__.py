@@ -1,0 +1,1 @@
+"""Sudoku 9×9: grids, puzzles, the embedded denoiser and the task."""

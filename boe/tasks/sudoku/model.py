@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from boe.tasks.sudoku.grid import CELLS
-from boe.tasks.sudoku.puzzles import augment, solved_grids
+from boe.tasks.sudoku.puzzles import augment, solved_grids, symmetry_signature
 from boe.training import TrainConfig, train
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ VOCABULARY = ["[PAD]", *"123456789", "[MASK]"]
 
 TRAINING_GRIDS = 20_000
 TRAINING_GRID_SEED = 0
+SIGNATURES_FILE = "training_signatures.safetensors"
 WEIGHTS = Path(__file__).parent / "weights"
 """The checkpoint shipped with the package, in transformers' format."""
 
@@ -92,4 +94,11 @@ def train_sudoku(
     train(model, next_batch, MASK_ID, config, output, on_step)
     model.save_pretrained(output)
     build_tokenizer().save_pretrained(output)
+    signatures = [symmetry_signature(tuple(grid)) for grid in base.tolist()]
+    save_file({"signatures": torch.tensor(signatures)}, output / SIGNATURES_FILE)
     return model
+
+
+def training_signatures(checkpoint: Path = WEIGHTS) -> frozenset[int]:
+    """Symmetry signatures of the grids that a checkpoint was trained on."""
+    return frozenset(load_file(checkpoint / SIGNATURES_FILE)["signatures"].tolist())

@@ -8,6 +8,7 @@ evaluation puzzle is a relabelled or permuted training grid.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from boe.tasks.sudoku.grid import CELLS, Grid, solutions
 
-DIFFICULTIES = {"easy": 36, "medium": 30, "hard": 26, "expert": 24}
-"""Named difficulties and their number of clues."""
+DIFFICULTIES = {"easy": 36, "medium": 30, "hard": 26, "expert": 24, "open": 20}
+"""Named difficulties and their number of clues. Puzzles have exactly one solution, except
+"open" ones, whose clues are any cells of a solved grid."""
 
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A puzzle and its only solution."""
+    """A puzzle and the solved grid that it was made from."""
 
     clues: Grid
     solution: Grid
@@ -76,8 +78,8 @@ def augment(grids: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flip, square.transpose(1, 2), square).reshape(count, CELLS)
 
 
-def symmetry_signature(grid: Grid) -> tuple:
-    """A value that all symmetric forms of a solved grid share.
+def symmetry_signature(grid: Grid) -> int:
+    """A 63-bit number that all symmetric forms of a solved grid share.
 
     For two rows of one band, the digits of the first mapped to the digits below
     them form a permutation of nine digits; its cycle type does not change under
@@ -94,7 +96,9 @@ def symmetry_signature(grid: Grid) -> tuple:
         return tuple(sorted(bands))
 
     columns = [tuple(line) for line in zip(*square, strict=True)]
-    return tuple(sorted((side([tuple(line) for line in square]), side(columns))))
+    sides = sorted((side([tuple(line) for line in square]), side(columns)))
+    digest = hashlib.blake2b(repr(sides).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
 
 
 def _cycle_type(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
@@ -132,14 +136,14 @@ def dig(solution: Grid, clues: int, rng: random.Random) -> Puzzle | None:
 
 
 def generate_puzzles(
-    difficulty: str, seed: int, excluded: frozenset[tuple] = frozenset()
+    difficulty: str, seed: int, excluded: frozenset[int] = frozenset()
 ) -> Iterator[Puzzle]:
     """An endless stream of puzzles of one named difficulty.
 
     Args:
         difficulty: a key of :data:`DIFFICULTIES`.
         seed: equal seeds give equal streams.
-        excluded: symmetry signatures of grids that must not be used.
+        excluded: symmetry signatures (:func:`symmetry_signature`) of grids not to be used.
     """
     if difficulty not in DIFFICULTIES:
         raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {difficulty!r}")
@@ -148,6 +152,9 @@ def generate_puzzles(
         solution = random_solved_grid(rng)
         if symmetry_signature(solution) in excluded:
             continue
-        puzzle = dig(solution, DIFFICULTIES[difficulty], rng)
-        if puzzle is not None:
+        clues = DIFFICULTIES[difficulty]
+        if difficulty == "open":
+            shown = set(rng.sample(range(CELLS), clues))
+            yield Puzzle(tuple(d if c in shown else 0 for c, d in enumerate(solution)), solution)
+        elif (puzzle := dig(solution, clues, rng)) is not None:
             yield puzzle

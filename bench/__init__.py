@@ -1,0 +1,7 @@
+"""Benchmarks of the kernels and of a decoding step: ``python -m bench --help``."""
+
+import os
+
+# The profiler that measures memory writes two lines to stderr per use, through the
+# progress bar. It reads this once, when torch is first imported.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")

@@ -1,0 +1,39 @@
+"""``python -m bench [attention|entropy|step|all] [options]``; ``all`` by default.
+
+Options after the name go to the benchmark; see ``python -m bench attention --help``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHMARKS = ("attention", "entropy", "step")
+
+
+def main(argv: list[str]) -> None:
+    """Run the named benchmark, or each in turn."""
+    named = bool(argv) and not argv[0].startswith("-")
+    name, options = (argv[0], argv[1:]) if named else ("all", argv)
+    if name not in (*BENCHMARKS, "all"):
+        raise SystemExit(f"unknown benchmark {name!r}: choose {', '.join(BENCHMARKS)} or all")
+    if name == "all" and {"-h", "--help"} & set(options):
+        print(__doc__)
+        return
+    failed = 0
+    for benchmark in BENCHMARKS if name == "all" else (name,):
+        # Imported only when its turn comes: a benchmark may need what others do not.
+        module = importlib.import_module(f"bench.{benchmark}")
+        try:
+            module.main(options)
+        except SystemExit as stop:
+            # 1 tells that some cases were refused; the next benchmark can still run.
+            if stop.code != 1:
+                raise
+            failed = 1
+    if failed:
+        raise SystemExit(failed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

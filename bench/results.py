@@ -1,0 +1,171 @@
+"""Results as long-form CSV: one measurement per row, with what it was measured on.
+
+A row is identified by what was measured and on which hardware. Measuring it again
+replaces it; rows of other hardware, shapes or providers stay.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+IDENTITY = ("benchmark", "provider", "mode", "dtype", "config", "metric", "hardware")
+COLUMNS = (*IDENTITY, "value", "p20", "p80", "torch", "triton", "python", "date", "commit")
+
+Config = Mapping[str, int | str]
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Median and spread of repeated measurements; all equal for a single one."""
+
+    p50: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Quantiles:
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
+        deciles = statistics.quantiles(samples, n=10, method="inclusive")
+        return cls(p50=deciles[4], p20=deciles[1], p80=deciles[7])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number of one provider. ``value`` is ``None`` where the provider cannot run."""
+
+    benchmark: str
+    provider: str
+    mode: str
+    """forward, backward, forward+backward, ..."""
+    dtype: str
+    config: Config
+    """The shape, e.g. ``{"L": 1024, "A": 64}``."""
+    metric: str
+    """time_ms, peak_memory_mb or ratio; a ratio's provider reads rival/ours."""
+    value: Quantiles | None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a result depends on besides the code that it names."""
+
+    hardware: str
+    torch_version: str = torch.__version__
+    triton_version: str = field(default_factory=lambda: _version("triton"))
+    python_version: str = field(default_factory=platform.python_version)
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    commit: str = field(default_factory=lambda: _commit())
+
+    @classmethod
+    def of(cls, device: torch.device) -> Environment:
+        return cls(hardware=hardware_name(device))
+
+
+def hardware_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def save(path: Path, measurements: Iterable[Measurement], environment: Environment) -> None:
+    """Merge measurements into the CSV file at ``path``, which is replaced in one step."""
+    rows = {_identity(row): row for row in _read(path)}
+    for measurement in measurements:
+        row = _as_row(measurement, environment)
+        rows[_identity(row)] = row
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", newline="", encoding="utf-8", delete=False
+    ) as file:
+        try:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows.values())
+            file.flush()
+            # NamedTemporaryFile makes files that only their owner may read.
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _as_row(measurement: Measurement, environment: Environment) -> dict[str, str]:
+    value = measurement.value
+    return {
+        "benchmark": measurement.benchmark,
+        "provider": measurement.provider,
+        "mode": measurement.mode,
+        "dtype": measurement.dtype,
+        "config": json.dumps(dict(measurement.config), separators=(",", ":")),
+        "metric": measurement.metric,
+        "hardware": environment.hardware,
+        "value": "" if value is None else f"{value.p50:.6g}",
+        "p20": "" if value is None else f"{value.p20:.6g}",
+        "p80": "" if value is None else f"{value.p80:.6g}",
+        "torch": environment.torch_version,
+        "triton": environment.triton_version,
+        "python": environment.python_version,
+        "date": environment.date,
+        "commit": environment.commit,
+    }
+
+
+def _identity(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[column] for column in IDENTITY)
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _commit() -> str:
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()

@@ -1,0 +1,5 @@
+"""``python -m boe``."""
+
+from boe.cli import main
+
+main()

@@ -1,0 +1,40 @@
+"""Where results go: the terminal, and JSON files or standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from boe.evaluate.comparison import write_json
+
+
+def console_for(json_path: Path | None) -> Console:
+    """A console for people; silent when standard output is to hold JSON alone."""
+    return Console(stderr=True) if str(json_path) == "-" else Console()
+
+
+def check_json_path(path: Path | None) -> None:
+    """Find out that a result could not be written before work is spent on it."""
+    if path is not None and str(path) != "-":
+        check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: {path.parent} is not a directory")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a directory")
+
+
+def emit_json(path: Path | None, content: dict[str, Any]) -> None:
+    if path is None:
+        return
+    if str(path) == "-":
+        json.dump(content, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    else:
+        write_json(path, content)

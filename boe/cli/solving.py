@@ -1,0 +1,84 @@
+"""``boe solve``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+from boe.cli.output import check_json_path, console_for, emit_json
+from boe.cli.watching import decode_puzzle, draw_grid, frames, play
+from boe.decoding import StepRecord
+from boe.samplers import sampler_from
+from boe.tasks.sudoku.grid import find_conflict, format_grid, solutions
+from boe.tasks.sudoku.task import read_puzzle
+
+SCHEMA = "boe/solve/1"
+
+
+def run_solve(
+    puzzle: str,
+    sampler: str,
+    tokens_per_step: int,
+    temperature: float,
+    seed: int,
+    watch: bool,
+    json_path: Path | None,
+) -> bool:
+    """Solve, show and store; returns whether the answer is right."""
+    clues = read_puzzle(puzzle)
+    sampler_from(sampler)
+    check_json_path(json_path)
+    console = console_for(json_path)
+    found = list(islice(solutions(clues), 2))
+    only = found[0] if len(found) == 1 else None
+    item = decode_puzzle(clues, sampler, tokens_per_step, temperature, seed)
+    answer = item.ids.tolist()
+    conflict = find_conflict(answer)
+    if watch:
+        play(console, frames(clues, item, only))
+    else:
+        console.print(draw_grid(clues, answer, set(), only))
+    account = item.account
+    if conflict is None:
+        console.print("solved" if only else "solved (the puzzle has more than one solution)")
+    else:
+        console.print(f"wrong: {conflict}")
+    console.print(
+        f"{account.steps} steps, {account.nfe_forward:.0f} forwards, "
+        f"{account.n_backward:.0f} backwards, cost {account.flop_equiv:.1f} forwards, "
+        f"{account.seconds:.2f} s"
+    )
+    emit_json(
+        json_path,
+        {
+            "schema": SCHEMA,
+            "puzzle": format_grid(clues),
+            "sampler": sampler,
+            "tokens_per_step": tokens_per_step,
+            "temperature": temperature,
+            "seed": seed,
+            "answer": format_grid(answer),
+            "correct": conflict is None,
+            "unique": only is not None,
+            **asdict(account),
+            "trajectory": [record_as_json(record) for record in item.trajectory or []],
+        },
+    )
+    return conflict is None
+
+
+def record_as_json(record: StepRecord) -> dict[str, object]:
+    """A step for people and programs; −∞ scores (not candidates) become null."""
+
+    def numbers(values: list[float]) -> list[float | None]:
+        return [value if abs(value) != float("inf") else None for value in values]
+
+    return {
+        "positions": record.positions.tolist(),
+        "entropy": record.entropy.tolist(),
+        "scores": numbers(record.scores.tolist()),
+        "parts": {name: values.tolist() for name, values in record.parts.items()},
+        "revealed": record.revealed.tolist(),
+        "tokens": record.tokens.tolist(),
+    }
