@@ -48,8 +48,6 @@ def require_shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: 
 
 def require_true(condition: Tensor, error: type[Exception], message: str) -> None:
     """Raise ``error(message)`` unless ``condition`` holds; asynchronously on a GPU."""
-    if torch.compiler.is_compiling():
-        return
     if condition.device.type == "cpu":
         if not bool(condition):
             raise error(message)

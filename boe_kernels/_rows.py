@@ -40,7 +40,8 @@ def check_rows(
         raise ValueError(
             f"{name} must have shape (A,) or (B, A) with B = {batch}, got {tuple(rows.shape)}"
         )
-    if rows.numel() == 0:
+    # The value checks are left out of compiled graphs, where A − 1 would be a size of its own.
+    if torch.compiler.is_compiling() or rows.numel() == 0:
         return
     lowest = 0 if shared else -1
     require_true(
@@ -56,8 +57,6 @@ def check_rows(
 
 
 def _extremes(rows: Tensor) -> str:
-    if torch.compiler.is_compiling():
-        return "other values"
     return f"values from {int(rows.min())} to {int(rows.max())}"
 
 
@@ -103,17 +102,33 @@ def replace_rows(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 def spread_rows(values: Tensor, rows: Tensor, length: int) -> Tensor:
     """(B, H, L, D) holding ``values`` (B, H, A, D) at the given rows and zeros elsewhere.
 
-    ``values`` must be zero at padding.
+    ``values`` must be zero at padding (:func:`zero_padding`).
     """
     batch, heads, _, width = values.shape
     canvas = values.new_zeros(batch, heads, length, width)
-    members = rows.clamp_min(0)
+    target = rows.clamp_min(0)
     if rows.shape[0] == 1:
-        return canvas.index_add_(2, members[0], values)
-    index = members[:, None, :, None].expand_as(values)
+        return canvas.index_add_(2, target[0], values)
+    index = target[:, None, :, None].expand_as(values)
     return canvas.scatter_add_(2, index, values)
 
 
-def members(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 at members and 0 at padding, shaped (B, 1, A, 1) to multiply (B, H, A, D)."""
-    return (rows >= 0).to(dtype)[:, None, :, None]
+def zero_padding(values: Tensor, rows: Tensor) -> Tensor:
+    """``values`` (B, H, A, D) with zeros at padding, whatever stood there."""
+    return torch.where((rows >= 0)[:, None, :, None], values, 0.0)
+
+
+def spread_by_selection(values: Tensor, rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The form of :func:`replace_rows` for references: differentiable any number of times.
+
+    Returns:
+        (B, H, L, D) with ``values`` (B, H, A, D) at their rows and anything elsewhere, and
+        bool (B, 1, L, 1) telling which is which.
+    """
+    # A last row of padding keeps the graph connected when there are no rows.
+    rows = torch.nn.functional.pad(rows, (0, 1), value=-1)
+    values = torch.nn.functional.pad(values, (0, 0, 0, 1))
+    place = rows.unsqueeze(-1) == torch.arange(length, device=rows.device)
+    slot = place.to(torch.int8).argmax(dim=1)[:, None, :, None]
+    index = slot.expand(*values.shape[:2], length, values.shape[3])
+    return values.gather(2, index), place.any(dim=1)[:, None, :, None]

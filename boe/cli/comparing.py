@@ -8,7 +8,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from boe.cli.output import check_json_path, check_parent, console_for, emit_json
+from boe.cli.output import (
+    check_json_path,
+    check_parent,
+    console_for,
+    emit_json,
+    silence_transformers,
+)
 from boe.evaluate.comparison import Comparison, compare, environment
 from boe.evaluate.record import Record
 from boe.samplers import sampler_from
@@ -39,6 +45,7 @@ def run_comparison(
             raise ValueError(f"plot must end in .png, .svg or .pdf, got {plot_path.name!r}")
     console = console_for(json_path)
     task = TASKS[task_name](difficulty)
+    silence_transformers()
     with console.status(f"making {puzzles} {difficulty} puzzles"):
         items = task.items(puzzles, seed)
     denoiser = task.denoiser()
@@ -173,6 +180,8 @@ def split_samplers(text: str) -> list[str]:
     Options hold commas, so a list in which any has options is separated by semicolons.
     """
     separator = ";" if ";" in text or ":" in text else ","
+    if separator == ";" and any("," in spec.partition(":")[0] for spec in text.split(";")):
+        raise ValueError(f"separate samplers that have options by semicolons, got {text!r}")
     specs = [spec.strip() for spec in text.split(separator) if spec.strip()]
     if not specs:
         raise ValueError("samplers must name at least one sampler")

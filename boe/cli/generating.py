@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from boe.cli.output import check_json_path, console_for, emit_json
+from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
 from boe.cli.solving import record_as_json
 from boe.decoding import FrontLoaded, Item, TokensPerStep, generate
 from boe.denoisers.loading import load_model
@@ -45,6 +45,7 @@ def run_generate(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} is not available: torch sees no GPU")
     console = console_for(json_path)
+    silence_transformers()
     with console.status(f"loading {model}"):
         loaded = load_model(model, device=device, dtype=_DTYPES[dtype])
     tokenizer, mask_id = loaded.tokenizer, loaded.denoiser.facts.mask_id

@@ -17,6 +17,13 @@ def console_for(json_path: Path | None) -> Console:
     return Console(stderr=True) if str(json_path) == "-" else Console()
 
 
+def silence_transformers() -> None:
+    """Keep transformers' own progress bars out of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def check_json_path(path: Path | None) -> None:
     """Find out that a result could not be written before work is spent on it."""
     if path is not None and str(path) != "-":

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from boe.cli.output import check_json_path, console_for, emit_json
+from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
 from boe.cli.watching import decode_puzzle, draw_grid, frames, play
 from boe.decoding import StepRecord
 from boe.samplers import sampler_from
@@ -30,6 +30,7 @@ def run_solve(
     sampler_from(sampler)
     check_json_path(json_path)
     console = console_for(json_path)
+    silence_transformers()
     found = list(islice(solutions(clues), 2))
     only = found[0] if len(found) == 1 else None
     item = decode_puzzle(clues, sampler, tokens_per_step, temperature, seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from boe.cli.output import check_json_path, console_for, emit_json
+from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
 from boe.tasks.sudoku.model import train_sudoku
 from boe.tasks.sudoku.model_card import measure, write_model_card
 from boe.training import STATE_FILE, TrainConfig
@@ -36,6 +36,7 @@ def run_train_sudoku(
         seed=seed,
     )
     console = console_for(json_path)
+    silence_transformers()
     columns = (
         TextColumn("training, loss {task.fields[loss]}"),
         BarColumn(),
@@ -51,7 +52,8 @@ def run_train_sudoku(
 
             model = train_sudoku(config, output, advance)
     except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on from {output / STATE_FILE}")
+        if (output / STATE_FILE).exists():
+            console.print(f"the same command goes on from {output / STATE_FILE}")
         raise
     with console.status("evaluating"):
         measured = measure(model, puzzles)

@@ -93,7 +93,7 @@ def show_demo_trajectory(difficulty: str, seed: int) -> None:
         for index in sorted({0, len(pictures) // 2, len(pictures) - 1}):
             console.print(pictures[index])
     verdict = "solved" if task.judge(puzzle_item(0, clues), item.ids) else "not solved"
-    console.print(f"{verdict}: {task.answer(item.ids)}")
+    console.print(f"{verdict}: {task.answer(item.ids)}", soft_wrap=True)
 
 
 def decode_puzzle(

@@ -70,7 +70,15 @@ def replay_gradient(
         )
         gradient = gradient - own_grad * (seats >= 0).unsqueeze(-1)
         rows_run = rows_run + (request.candidates >= 0).sum(dim=1)
-    return EntropyGradient(_wide(gradient), _wide(delta), surrogate, forwards, rows_run, rows_run)
+    return EntropyGradient(
+        _wide(gradient),
+        _wide(delta),
+        surrogate,
+        forwards,
+        1 + request.subtract_self,
+        rows_run,
+        rows_run,
+    )
 
 
 _Gradient = tuple[Tensor, Tensor]
@@ -120,6 +128,7 @@ def graph_gradient(
         _wide(delta),
         surrogate.detach(),
         forwards,
+        1,
         torch.zeros_like(lengths),
         lengths,
     )

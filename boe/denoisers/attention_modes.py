@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from boe.denoisers.base import UnsupportedModel
 from boe_kernels import DeferredRows, active_query_attention, active_row_attention
 
 ATTENTION_NAME = "boe_active_query"
@@ -151,7 +152,7 @@ def boe_attention(
     active rows; without it every row is active.
     """
     if is_causal if is_causal is not None else getattr(module, "is_causal", False):
-        raise ValueError(
+        raise UnsupportedModel(
             f"{ATTENTION_NAME} is bidirectional, but {type(module).__name__} is causal: set "
             "config.is_causal = False to run the model as a masked denoiser"
         )
@@ -159,7 +160,7 @@ def boe_attention(
         raise ValueError(f"{ATTENTION_NAME} has no dropout, got {dropout}: call model.eval()")
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
-            raise ValueError(f"{ATTENTION_NAME} does not support {name}")
+            raise UnsupportedModel(f"{ATTENTION_NAME} does not support {name}")
     if attention_mask is not None and attention_mask.dim() != 2:
         raise ValueError(
             f"{ATTENTION_NAME} takes a padding mask (B, L), got {tuple(attention_mask.shape)}"

@@ -109,6 +109,7 @@ class EntropyGradient:
         delta: Δe_i = Σ_v p_v E_v − e_m, as ``gradient``.
         surrogate: F = Σ_S H_j in nats, (B,), over the probes whose rows are active.
         forwards: full forwards spent besides the prediction's own.
+        backwards: backward passes.
         replayed_rows: (B,) rows run forward again.
         backward_rows: (B,) rows that the backward passed through.
     """
@@ -117,6 +118,7 @@ class EntropyGradient:
     delta: Tensor
     surrogate: Tensor
     forwards: int
+    backwards: int
     replayed_rows: Tensor
     backward_rows: Tensor
 

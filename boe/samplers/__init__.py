@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from boe.samplers.base import Sampler, Scores, Step, StepCost
 from boe.samplers.boe import BoE
@@ -38,29 +38,31 @@ def sampler_from(spec: str) -> Sampler:
     if name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
     kind = SAMPLERS[name]
-    known = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    known = {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         key, equals, text = option.partition("=")
         if not equals or (key not in known and not (key == "preset" and kind is BoE)):
             offered = ", ".join(known) or "none"
             raise ValueError(f"{name} has no option {option!r}; its options: {offered}")
-        values[key] = text if key == "preset" else _parse(key, text, str(known[key]))
+        values[key] = text if key == "preset" else _parse(key, text, known[key])
     if kind is BoE:
         return BoE.preset(values.pop("preset", "default"), **values)
     return kind(**values)
 
 
-def _parse(key: str, text: str, annotation: str) -> Any:
+def _parse(key: str, text: str, kind: Any) -> Any:
+    accepted = get_args(kind) or (kind,)
+    if type(None) in accepted and text == "none":
+        return None
     try:
-        if "None" in annotation and text == "none":
-            return None
-        if annotation.startswith("int"):
-            return int(text)
-        if annotation.startswith("float"):
-            return float(text)
-        if annotation == "bool":
+        if bool in accepted:
             return {"true": True, "false": False}[text.lower()]
+        for number in (int, float):
+            if number in accepted:
+                return number(text)
     except (ValueError, KeyError):
-        raise ValueError(f"{key} must be a {annotation}, got {text!r}") from None
+        names = " or ".join(getattr(one, "__name__", str(one)) for one in accepted)
+        raise ValueError(f"{key} must be {names}, got {text!r}") from None
     return text

@@ -179,14 +179,15 @@ class BoE(Sampler):
         return required_keep(self.engine, self.active == "bridges" and self.bridge_rule != "random")
 
     def score(self, step: Step) -> Scores:
-        confidence = step.stats.top1
         chosen = self._choose_candidates(step)
         probes = self._choose_probes(step, chosen)
+        # Where nothing is steered the candidates win, the most confident first.
+        unsteered = torch.where(chosen, step.stats.top1, -torch.inf)
         # A row steers where it has a choice to make and a future to make it for.
-        steered = (step.eligible.sum(dim=1) > step.budget) & probes.any(dim=1)
+        steered = (chosen.sum(dim=1) > step.budget) & probes.any(dim=1)
         chosen, probes = chosen & steered.unsqueeze(1), probes & steered.unsqueeze(1)
         if not bool(steered.any()):
-            return Scores(confidence)
+            return Scores(unsteered)
         request = GradientRequest(
             candidates=_compact(step.positions, chosen),
             probes=_compact(step.positions, probes),
@@ -200,16 +201,16 @@ class BoE(Sampler):
         active, forwards = self._choose_active(step, request, steered)
         gradient = step.denoiser.entropy_gradient(step.prediction, replace(request, active=active))
         influence = -(gradient.gradient * gradient.delta).sum(dim=-1)
-        tis = confidence.new_zeros(confidence.shape, dtype=influence.dtype)
+        tis = influence.new_zeros(chosen.shape)
         tis[chosen] = influence[request.candidates >= 0]
         values, parts = self._combine(step, tis, chosen)
-        values = torch.where(steered.unsqueeze(1), values, confidence.to(values.dtype))
+        values = torch.where(steered.unsqueeze(1), values, unsteered.to(values.dtype))
         return Scores(
             values,
             {"tis": tis, "candidate": chosen, "probe": probes, **parts},
             StepCost(
                 forwards=(steered * (forwards + gradient.forwards)).double(),
-                backwards=steered.double(),
+                backwards=(steered * gradient.backwards).double(),
                 rows=(steered * (gradient.replayed_rows + gradient.backward_rows)).double(),
             ),
         )

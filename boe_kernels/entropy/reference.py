@@ -35,7 +35,7 @@ def reference(
     p = torch.where(possible, log_p.exp(), 0.0)
     entropy = -(p * log_p).sum(dim=-1)
     # All-impossible rows have no distribution, and a NaN must not pass for -inf.
-    invalid = ~possible.any(dim=-1) | z.isnan().any(dim=-1)
+    invalid = ~possible.any(dim=-1) | (z.isnan() | (z == torch.inf)).any(dim=-1)
     entropy = entropy.masked_fill(invalid, torch.nan)
     argmax = z.argmax(dim=-1)
     top1 = p.gather(-1, argmax.unsqueeze(-1)).squeeze(-1).masked_fill(invalid, torch.nan)

@@ -66,7 +66,7 @@ class _LinearEntropy(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.with_gradient = inputs[5]
-        ctx.save_for_backward(output[5])
+        ctx.save_for_backward(output[5], inputs[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -74,11 +74,13 @@ class _LinearEntropy(torch.autograd.Function):
             return (None,) * 7
         if not ctx.with_gradient:
             raise RuntimeError("boe_kernels::linear_entropy was called with with_gradient=False")
-        (gradient,) = ctx.saved_tensors
-        return (backward_op(grad, gradient), *(None,) * 6)
+        gradient, hidden = ctx.saved_tensors
+        return (backward_op(grad, gradient, hidden), *(None,) * 6)
 
 
-def _backward(grad_entropy: Tensor, gradient: Tensor) -> Tensor:
+def _backward(grad_entropy: Tensor, gradient: Tensor, hidden: Tensor) -> Tensor:
+    # ``hidden`` is not read: it is here so that a second derivative, which would be
+    # incomplete without it, is noticed and refused.
     return (grad_entropy.unsqueeze(-1) * gradient).to(gradient.dtype)
 
 
@@ -92,7 +94,7 @@ forward_op = define_op(
 )
 backward_op = define_op(
     f"{NAME}_backward",
-    "(Tensor grad_entropy, Tensor gradient) -> Tensor",
+    "(Tensor grad_entropy, Tensor gradient, Tensor hidden) -> Tensor",
     _backward,
     _backward,
 )

@@ -70,7 +70,8 @@ def active_query_attention(
         backend: "auto", "library" or "reference" (plain PyTorch, differentiable twice).
 
     Returns:
-        (B, Hq, L, D) of q's dtype. NaN in the inputs spreads as in dense attention.
+        (B, Hq, L, D) of q's dtype. NaN in the inputs spreads as it does in
+        ``scaled_dot_product_attention``.
 
     Raises:
         TypeError, ValueError, IndexError: an argument is not as above.

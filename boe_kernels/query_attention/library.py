@@ -17,7 +17,7 @@ from boe_kernels._masked_sdpa import (
     padding_visibility,
     visibility,
 )
-from boe_kernels._rows import gather_rows, members, spread_rows
+from boe_kernels._rows import gather_rows, spread_rows, zero_padding
 
 # A windowed forward runs in blocks of queries, so that no mask spans all pairs.
 _QUERY_BLOCK = 256
@@ -76,7 +76,7 @@ def backward(
     else:
         keys = torch.arange(k.shape[2], device=q.device)
         visible = visibility(rows, keys, key_padding_mask, window)
-    dout_rows = gather_rows(dout, rows) * members(rows, dout.dtype)
+    dout_rows = zero_padding(gather_rows(dout, rows), rows)
     lse_rows = gather_rows(lse.unsqueeze(-1), rows).squeeze(-1) if lse.numel() else lse
     dq_rows, dk, dv = attend_backward(
         dout_rows,

@@ -17,7 +17,7 @@ from boe_kernels._masked_sdpa import (
     padding_visibility,
     visibility,
 )
-from boe_kernels._rows import gather_rows, members, replace_rows
+from boe_kernels._rows import gather_rows, replace_rows, zero_padding
 
 
 def forward(
@@ -34,8 +34,9 @@ def forward(
     """Output rows, their log-sum-exp, and the merged keys and values."""
     keys = replace_rows(k, rows, k_rows)
     values = replace_rows(v, rows, v_rows)
+    q_rows = zero_padding(q_rows, rows)
     out, lse = attend(q_rows, keys, values, _bias(q_rows, k, rows, key_padding_mask, window), scale)
-    return out * members(rows, out.dtype), lse, keys, values
+    return zero_padding(out, rows), lse, keys, values
 
 
 def backward(
@@ -51,10 +52,11 @@ def backward(
     window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv at the rows."""
-    mask = members(rows, dout.dtype)
+    q_rows, dout = zero_padding(q_rows, rows), zero_padding(dout, rows)
     bias = _bias(q_rows, keys, rows, key_padding_mask, window)
-    dq, dk, dv = attend_backward(dout * mask, q_rows, keys, values, out, lse, bias, scale)
-    return dq, gather_rows(dk, rows) * mask, gather_rows(dv, rows) * mask
+    dq, dk, dv = attend_backward(dout, q_rows, keys, values, out, lse, bias, scale)
+    dk_rows, dv_rows = (zero_padding(gather_rows(grad, rows), rows) for grad in (dk, dv))
+    return dq, dk_rows, dv_rows
 
 
 def _bias(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from boe_kernels._masked_sdpa import visibility
+from boe_kernels._rows import spread_by_selection, zero_padding
 from boe_kernels.query_attention.reference import dense_attention
 
 
@@ -26,12 +27,11 @@ def reference(
         rows: int64 (B or 1, A); −1 for padding, whose output is zero.
     """
     positions = torch.arange(k.shape[2], device=k.device)
-    # (B, A, Lk) one-hot selection, which writes each live row to its place.
-    selection = rows.unsqueeze(-1) == positions
-    place = selection.transpose(1, 2).unsqueeze(1).to(k.dtype)
-    live = selection.any(dim=1)[:, None, :, None]
-    keys = torch.where(live, place @ k_rows, k.detach())
-    values = torch.where(live, place @ v_rows, v.detach())
+    live_keys, live = spread_by_selection(k_rows, rows, k.shape[2])
+    live_values, _ = spread_by_selection(v_rows, rows, k.shape[2])
+    keys = torch.where(live, live_keys, k.detach())
+    values = torch.where(live, live_values, v.detach())
+    q_rows = zero_padding(q_rows, rows)
     visible = visibility(rows, positions, key_padding_mask, window)
     out = dense_attention(q_rows, keys, values, visible, scale)
-    return torch.where((rows >= 0)[:, None, :, None], out, 0.0)
+    return zero_padding(out, rows)

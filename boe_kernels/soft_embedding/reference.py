@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boe_kernels._rows import spread_by_selection
 from boe_kernels.entropy.reference import accumulation_dtype
 
 
@@ -41,7 +42,6 @@ def reference(
     base = mask_embed.detach().to(p.dtype)
     delta = torch.where((rows >= 0).unsqueeze(-1), p @ table.detach().to(p.dtype) - base, 0.0)
     written = (base + alpha * delta).to(embeds.dtype)
-    place = rows.unsqueeze(-1) == torch.arange(length, device=rows.device)
-    spread = place.transpose(1, 2).to(embeds.dtype) @ written
-    injected = torch.where(place.any(dim=1).unsqueeze(-1), spread, embeds)
+    spread, is_written = spread_by_selection(written.unsqueeze(1), rows, length)
+    injected = torch.where(is_written.squeeze(1), spread.squeeze(1), embeds)
     return injected, delta.to(embeds.dtype)
