@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from boe.evaluate.comparison import processor_name
+
 RESULTS = Path(__file__).parent / "results"
 
 IDENTITY = ("benchmark", "provider", "mode", "dtype", "config", "metric", "hardware")
@@ -82,7 +84,7 @@ def hardware_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def save(path: Path, measurements: Iterable[Measurement], environment: Environment) -> None:
@@ -138,16 +140,6 @@ def _read(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

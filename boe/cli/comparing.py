@@ -55,7 +55,9 @@ def run_comparison(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         bar = progress.add_task("decoding", total=len(items) * len(specs) * len(tokens))
 
         def advance(record: Record) -> None:

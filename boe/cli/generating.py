@@ -60,7 +60,7 @@ def run_generate(
         raise ValueError(
             f"the prompt holds no {tokenizer.mask_token} and --length is 0: nothing to fill in"
         )
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("decoding", total=masks)
 
         def advance(number: int, item: Item) -> None:

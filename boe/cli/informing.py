@@ -12,7 +12,7 @@ from rich.table import Table
 
 import boe_kernels
 from boe.cli.output import check_json_path, console_for, emit_json
-from boe.evaluate.comparison import hardware_name
+from boe.evaluate.comparison import processor_name
 
 SCHEMA = "boe/info/1"
 _PACKAGES = ("boe-kernels", "torch", "triton", "transformers", "einops", "safetensors")
@@ -69,7 +69,7 @@ def collect_info() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    return f"{hardware_name()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 def _version(package: str) -> str | None:

@@ -44,7 +44,9 @@ def run_train_sudoku(
         TimeRemainingColumn(),
     )
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as progress:
             bar = progress.add_task("", total=steps, loss="–")
 
             def advance(done: int, loss: float) -> None:

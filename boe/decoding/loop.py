@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -84,8 +85,8 @@ def generate(
     canvas = Canvas.of(canvas)
     sampler = sampler_from(sampler) if isinstance(sampler, str) else sampler
     budget = TokensPerStep(1) if budget is None else budget
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}")
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be finite and not negative, got {temperature}")
     if block_length is not None and block_length < 1:
         raise ValueError(f"block_length must be at least 1, got {block_length}")
     if batch_size is not None and batch_size < 1:
@@ -162,9 +163,10 @@ def _step(
     left = [sum(count for _, count in row.plan) for row in live]
     positions = pad_rows(canvas.masked(denoiser.facts.mask_id))
     eligible = (positions >= 0) & (positions < ends.unsqueeze(1))
-    # Where every eligible position will be revealed there is nothing to score.
-    forced = not bool((eligible.sum(dim=1) > budget).any())
-    prediction = denoiser.predict(canvas, positions, "nothing" if forced else sampler.keep)
+    # Rows whose eligible positions will all be revealed leave nothing to score.
+    free = eligible.sum(dim=1) > budget
+    any_free = bool(free.any())
+    prediction = denoiser.predict(canvas, positions, sampler.keep if any_free else "nothing")
     stats = entropy_stats(prediction.logits)
     _check_stats(live, positions, stats)
     proposal, probability = _propose(
@@ -185,7 +187,10 @@ def _step(
         remaining,
         _generators(live, seed, "scores", device),
     )
-    scores = Scores(stats.top1) if forced else sampler.score(step)
+    scores = sampler.score(step) if any_free else Scores(stats.top1)
+    values = torch.where(free.unsqueeze(1), scores.values, stats.top1.to(scores.values.dtype))
+    scored = free if scores.scored is None else free & scores.scored
+    scores = replace(scores, values=values, scored=scored)
     revealed = top_positions(scores.values, eligible, budget)
     batch, slot = revealed.nonzero(as_tuple=True)
     canvas.ids[batch, positions[batch, slot]] = proposal[batch, slot]
@@ -289,6 +294,7 @@ def _charge(live: list[_Row], canvas: Canvas, cost: StepCost | None, seconds: fl
 
 def _record(step: Step, scores: Scores, revealed: Tensor, row: int) -> StepRecord:
     masked = step.masked[row]
+    scored = scores.scored is not None and bool(scores.scored[row])
 
     def kept(values: Tensor) -> Tensor:
         return values[row, masked].cpu()
@@ -297,7 +303,7 @@ def _record(step: Step, scores: Scores, revealed: Tensor, row: int) -> StepRecor
         positions=kept(step.positions),
         entropy=kept(step.stats.entropy),
         scores=kept(scores.values),
-        parts={name: kept(values) for name, values in scores.parts.items()},
+        parts={name: kept(values) for name, values in scores.parts.items()} if scored else {},
         revealed=step.positions[row, revealed[row]].cpu(),
         tokens=step.proposal[row, revealed[row]].cpu(),
     )

@@ -44,7 +44,9 @@ def replay_gradient(
     seats = _candidate_seats(request, canvas.length)
     compact, delta = _inject(denoiser, take_rows(state.embeds, active), seats, prediction, request)
 
-    def gradient_at(embeds: Tensor, rows: Tensor, probe_rows: Tensor, local: bool) -> _Gradient:
+    def gradient_at(
+        embeds: Tensor, rows: Tensor, probe_rows: Tensor, local: bool
+    ) -> tuple[Tensor, Tensor]:
         leaf = embeds.detach().requires_grad_()
         with torch.enable_grad():
             entropy = denoiser.summed_entropy(
@@ -79,9 +81,6 @@ def replay_gradient(
         rows_run,
         rows_run,
     )
-
-
-_Gradient = tuple[Tensor, Tensor]
 
 
 def graph_gradient(

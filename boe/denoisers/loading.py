@@ -56,7 +56,9 @@ def load_model(
         config = AutoConfig.from_pretrained(source)
         if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
             raise UnsupportedModel(f"{source} ({config.model_type}) has no masked-LM class")
-        model = AutoModelForMaskedLM.from_pretrained(source, dtype=dtype or "auto")
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            source, dtype=dtype or "auto", output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(source)
     except UnsupportedModel:
         raise
@@ -64,6 +66,12 @@ def load_model(
         # Damaged files surface as many kinds of exception, which all mean this.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise FileNotFoundError(f"cannot load {source}: {reason[0]}") from error
+    absent = sorted(report["missing_keys"])
+    if absent:
+        # transformers fills these in at random and only logs it.
+        raise FileNotFoundError(
+            f"cannot load {source}: {len(absent)} weights are missing, such as {absent[0]}"
+        )
     mask_id = tokenizer.mask_token_id if mask_id is None else mask_id
     if mask_id is None:
         raise UnsupportedModel(f"the tokenizer of {source} has no mask token; give mask_id")

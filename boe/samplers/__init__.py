@@ -46,6 +46,8 @@ def sampler_from(spec: str) -> Sampler:
         if not equals or (key not in known and not (key == "preset" and kind is BoE)):
             offered = ", ".join(known) or "none"
             raise ValueError(f"{name} has no option {option!r}; its options: {offered}")
+        if key in values:
+            raise ValueError(f"{name} has the option {key} twice in {spec!r}")
         values[key] = text if key == "preset" else _parse(key, text, known[key])
     if kind is BoE:
         return BoE.preset(values.pop("preset", "default"), **values)

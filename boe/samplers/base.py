@@ -86,12 +86,14 @@ class StepCost:
 class Scores:
     """The verdict: eligible positions with the largest ``values`` (B, P) are revealed.
 
-    ``parts`` are what the values were made of, by name, for the trajectory record.
+    ``parts`` are what the values were made of, by name, for the trajectory record;
+    ``scored`` tells which rows, bool (B,), have them: by default all that have a choice.
     """
 
     values: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     cost: StepCost | None = None
+    scored: Tensor | None = None
 
 
 class Sampler(ABC):

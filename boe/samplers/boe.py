@@ -138,6 +138,10 @@ class BoE(Sampler):
                 "candidates='all' leaves no probes in their complement; "
                 "use probes='masked' or 'masked_minus_self'"
             )
+        if self.active == "bridges" and self.bridge_rule == "hidden_change" and self.alpha == 0.0:
+            raise ValueError(
+                "bridge_rule='hidden_change' needs alpha > 0: at 0 no hidden state changes"
+            )
         if self.engine != "replay":
             if self.alpha > 0.0 and self.context == "frozen":
                 raise ValueError(
@@ -213,6 +217,7 @@ class BoE(Sampler):
                 backwards=(steered * gradient.backwards).double(),
                 rows=(steered * (gradient.replayed_rows + gradient.backward_rows)).double(),
             ),
+            scored=steered,
         )
 
     def _choose_candidates(self, step: Step) -> Tensor:

@@ -96,6 +96,8 @@ def train_sudoku(
     build_tokenizer().save_pretrained(output)
     signatures = [symmetry_signature(tuple(grid)) for grid in base.tolist()]
     save_file({"signatures": torch.tensor(signatures)}, output / SIGNATURES_FILE)
+    # safetensors makes files that only their owner may read.
+    (output / SIGNATURES_FILE).chmod(0o644)
     return model
 
 

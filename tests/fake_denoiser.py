@@ -1,0 +1,86 @@
+"""A denoiser whose predictions and influences are a table: everything can be done by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from boe.canvas import Canvas
+from boe.denoisers import Denoiser, DenoiserFacts, EntropyGradient, GradientRequest, Prediction
+
+MASK = 0
+
+
+class FakeDenoiser(Denoiser):
+    """Logits ``table`` (L, V) by position, whatever the canvas holds; id 0 is the mask.
+
+    Args:
+        influence: (L,), the token influence score of each position.
+        forwards: what a gradient says that it spent.
+    """
+
+    def __init__(
+        self,
+        table: Tensor,
+        influence: Tensor | None = None,
+        *,
+        forwards: int = 0,
+        bridge_scores: Tensor | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self.table = table
+        self.influence = torch.zeros(len(table)) if influence is None else influence
+        self.forwards = forwards
+        self.bridges = bridge_scores
+        self.facts = DenoiserFacts(
+            mask_id=MASK, vocab_size=table.shape[1], suppressed_ids=(MASK,), max_length=max_length
+        )
+        self.canvases: list[Canvas] = []
+        self.keeps: list[str] = []
+        self.requests: list[GradientRequest] = []
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def embedding_table(self) -> Tensor:
+        return torch.eye(self.table.shape[1])
+
+    def predict(self, canvas: Canvas, positions: Tensor, keep: str = "nothing") -> Prediction:
+        self.canvases.append(Canvas(canvas.ids.clone(), canvas.lengths))
+        self.keeps.append(keep)
+        logits = self.table[positions.clamp_min(0)].clone()
+        logits[..., MASK] = -torch.inf
+        return Prediction(canvas, logits, positions, keep)
+
+    def entropy_gradient(self, prediction: Prediction, request: GradientRequest) -> EntropyGradient:
+        self.requests.append(request)
+        score = self.influence[request.candidates.clamp_min(0)] * (request.candidates >= 0)
+        rows = (request.active >= 0).sum(dim=1)
+        return EntropyGradient(
+            gradient=-score.unsqueeze(-1),
+            delta=torch.ones_like(score).unsqueeze(-1),
+            surrogate=torch.zeros(len(score)),
+            forwards=self.forwards,
+            backwards=1,
+            replayed_rows=rows,
+            backward_rows=rows,
+        )
+
+    def bridge_scores(
+        self, prediction: Prediction, request: GradientRequest, rule: str
+    ) -> tuple[Tensor, int]:
+        assert self.bridges is not None
+        shape = (prediction.canvas.batch, -1)
+        return self.bridges[: prediction.canvas.length].expand(shape), int(rule == "hidden_change")
+
+
+def table_of(confidences: list[float], vocabulary: int = 6) -> Tensor:
+    """Logits (L, V): position k gives id 1 + k mod (V − 1) the k-th probability, others share."""
+    table = torch.zeros(len(confidences), vocabulary, dtype=torch.float64)
+    for k, top in enumerate(confidences):
+        rest = (1 - top) / (vocabulary - 2)
+        table[k, 1:] = torch.tensor(rest, dtype=torch.float64).log()
+        table[k, 1 + k % (vocabulary - 1)] = torch.tensor(top, dtype=torch.float64).log()
+    return table
