@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+COMPARED := margin;entropy;confidence;boe;boe:tolerance=none;boe:preset=paper
 
 .PHONY: demo test lint format bench wheel clean
 .DEFAULT_GOAL := demo
@@ -30,8 +31,11 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Every figure in README.md and docs/ comes from what this writes to bench/results/.
 bench: venv
 	$(BIN)/python -m bench
+	$(BIN)/boe compare --puzzles 100 --difficulty hard --tokens-per-step 1,3,5 \
+		--samplers '$(COMPARED)' --json bench/results/sudoku-hard.json
 
 wheel: venv
 	$(BIN)/python -m build --wheel
