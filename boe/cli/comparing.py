@@ -97,18 +97,14 @@ def run_comparison(
 def show_comparison(console: Console, comparison: Comparison) -> None:
     """Accuracy and cost of every sampler at every setting, and paired tests against boe."""
     settings = comparison.settings
-    table = Table(title=f"{settings['task']}, {settings['difficulty']}: solved, and cost per item")
-    table.add_column("tokens\nper step", justify="right")
-    table.add_column("sampler")
-    for name in (
-        "solved",
-        "95 % interval",
-        "forwards",
-        "backwards",
-        "cost in\nforwards",
-        "seconds",
-    ):
-        table.add_column(name, justify="right")
+    table = Table(
+        title=f"{settings['task']}, {settings['difficulty']}",
+        caption="means per item: forward and backward passes, cost in forwards, seconds",
+    )
+    table.add_column("tokens\n/ step", justify="right")
+    table.add_column("sampler", no_wrap=True)
+    for name in ("solved", "95 %\ninterval", "fwd", "bwd", "cost", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
     summaries = comparison.summaries()
     previous = None
     for summary in summaries:
