@@ -49,6 +49,16 @@ def as_bias(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return bias.masked_fill_(~visible, -torch.inf)
 
 
+def rows_bias(
+    query_rows: Tensor, k: Tensor, key_padding_mask: Tensor | None, window: int | None
+) -> Tensor | None:
+    """The bias of the given query rows (B or 1, A) against all keys ``k`` (B, H, Lk, D)."""
+    if window is None:
+        return as_bias(padding_visibility(key_padding_mask), k.dtype)
+    keys = torch.arange(k.shape[2], device=k.device)
+    return as_bias(visibility(query_rows, keys, key_padding_mask, window), k.dtype)
+
+
 def attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:

@@ -81,12 +81,7 @@ def run_generate(
     if str(json_path) != "-":
         print(text)
     account = item.account
-    console.print(
-        f"{account.steps} steps, {account.nfe_forward:.0f} forwards, "
-        f"{account.n_backward:.0f} backwards, cost {account.flop_equiv:.1f} forwards, "
-        f"{account.seconds:.2f} s",
-        style="dim",
-    )
+    console.print(str(account), style="dim")
     emit_json(
         json_path,
         {

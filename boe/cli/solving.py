@@ -45,11 +45,7 @@ def run_solve(
         console.print("solved" if only else "solved (the puzzle has more than one solution)")
     else:
         console.print(f"wrong: {conflict}")
-    console.print(
-        f"{account.steps} steps, {account.nfe_forward:.0f} forwards, "
-        f"{account.n_backward:.0f} backwards, cost {account.flop_equiv:.1f} forwards, "
-        f"{account.seconds:.2f} s"
-    )
+    console.print(str(account))
     emit_json(
         json_path,
         {

@@ -34,40 +34,42 @@ class TokensPerStep(Budget):
 
 
 @dataclass(frozen=True)
-class FrontLoaded(Budget):
+class _Steps(Budget):
+    """A plan of a number of steps, shared equally between blocks."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    def share(self, blocks: int) -> int:
+        return max(1, self.steps // blocks)
+
+
+@dataclass(frozen=True)
+class FrontLoaded(_Steps):
     """LLaDA's plan: n masks in T steps, ⌊n/T⌋ each and one more in the first n mod T.
 
     The steps are shared equally between blocks; steps that would reveal nothing are
     left out.
     """
 
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-
     def plan(self, masks: int, blocks: int = 1) -> tuple[int, ...]:
-        steps = max(1, self.steps // blocks)
+        steps = self.share(blocks)
         base, extra = divmod(masks, steps)
         return tuple(n for n in (base + (k < extra) for k in range(steps)) if n)
 
 
 @dataclass(frozen=True)
-class Cosine(Budget):
+class Cosine(_Steps):
     """MaskGIT's plan: after step k of T, ⌊n·cos(π/2·k/T)⌋ masks are left.
 
     Every step reveals at least one token, so short canvases take fewer than T steps.
     """
 
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-
     def plan(self, masks: int, blocks: int = 1) -> tuple[int, ...]:
-        steps = max(1, self.steps // blocks)
+        steps = self.share(blocks)
         left, counts = masks, []
         for k in range(1, steps + 1):
             if not left:

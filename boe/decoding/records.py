@@ -26,6 +26,13 @@ class Account:
     flop_equiv: float = 0.0
     seconds: float = 0.0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.steps} steps, {self.nfe_forward:.0f} forwards, "
+            f"{self.n_backward:.0f} backwards, cost {self.flop_equiv:.1f} forwards, "
+            f"{self.seconds:.2f} s"
+        )
+
     def add(self, other: Account) -> None:
         self.steps += other.steps
         self.nfe_forward += other.nfe_forward

@@ -15,6 +15,7 @@ from boe_kernels._masked_sdpa import (
     attend,
     attend_backward,
     padding_visibility,
+    rows_bias,
     visibility,
 )
 from boe_kernels._rows import gather_rows, spread_rows, zero_padding
@@ -71,11 +72,6 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq (zeros at inactive rows), dk and dv."""
     length = q.shape[2]
-    if window is None:
-        visible = padding_visibility(key_padding_mask)
-    else:
-        keys = torch.arange(k.shape[2], device=q.device)
-        visible = visibility(rows, keys, key_padding_mask, window)
     dout_rows = zero_padding(gather_rows(dout, rows), rows)
     lse_rows = gather_rows(lse.unsqueeze(-1), rows).squeeze(-1) if lse.numel() else lse
     dq_rows, dk, dv = attend_backward(
@@ -85,7 +81,7 @@ def backward(
         v,
         gather_rows(out, rows),
         lse_rows,
-        as_bias(visible, q.dtype),
+        rows_bias(rows, k, key_padding_mask, window),
         scale,
     )
     return spread_rows(dq_rows, rows, length), dk, dv

@@ -7,16 +7,9 @@ keys, which are dropped: a kernel that skips them saves two of its five products
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from boe_kernels._masked_sdpa import (
-    as_bias,
-    attend,
-    attend_backward,
-    padding_visibility,
-    visibility,
-)
+from boe_kernels._masked_sdpa import attend, attend_backward, rows_bias
 from boe_kernels._rows import gather_rows, replace_rows, zero_padding
 
 
@@ -35,7 +28,7 @@ def forward(
     keys = replace_rows(k, rows, k_rows)
     values = replace_rows(v, rows, v_rows)
     q_rows = zero_padding(q_rows, rows)
-    out, lse = attend(q_rows, keys, values, _bias(q_rows, k, rows, key_padding_mask, window), scale)
+    out, lse = attend(q_rows, keys, values, rows_bias(rows, k, key_padding_mask, window), scale)
     return zero_padding(out, rows), lse, keys, values
 
 
@@ -53,16 +46,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv at the rows."""
     q_rows, dout = zero_padding(q_rows, rows), zero_padding(dout, rows)
-    bias = _bias(q_rows, keys, rows, key_padding_mask, window)
+    bias = rows_bias(rows, keys, key_padding_mask, window)
     dq, dk, dv = attend_backward(dout, q_rows, keys, values, out, lse, bias, scale)
     dk_rows, dv_rows = (zero_padding(gather_rows(grad, rows), rows) for grad in (dk, dv))
     return dq, dk_rows, dv_rows
-
-
-def _bias(
-    q_rows: Tensor, k: Tensor, rows: Tensor, key_padding_mask: Tensor | None, window: int | None
-) -> Tensor | None:
-    if window is None:
-        return as_bias(padding_visibility(key_padding_mask), q_rows.dtype)
-    positions = torch.arange(k.shape[2], device=k.device)
-    return as_bias(visibility(rows, positions, key_padding_mask, window), q_rows.dtype)
