@@ -13,19 +13,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from boe import attention
     from boe.canvas import Canvas
-    from boe.decoding import (
-        Account,
-        Cosine,
-        FrontLoaded,
-        Generation,
-        Item,
-        TokensPerStep,
-        generate,
-    )
+    from boe.decoding import Account, Generation, Item, generate
     from boe.denoisers import Denoiser, UnsupportedModel
     from boe.denoisers.loading import LoadedModel, load_model
     from boe.denoisers.transformers_model import TransformersDenoiser
-    from boe.samplers import BoE, Confidence, Entropy, Margin, Random, Sampler, sampler_from
+    from boe.samplers import (
+        BackgroundFrequencies,
+        BoE,
+        Confidence,
+        Cosine,
+        Entropy,
+        FrontLoaded,
+        Margin,
+        Random,
+        Sampler,
+        Strategy,
+        Tokens,
+        TokensPerStep,
+        sampler_from,
+        spec_of,
+    )
 
 __version__ = "0.1.0"
 
@@ -33,29 +40,34 @@ __version__ = "0.1.0"
 _HOMES = {
     "attention": "boe.attention",
     "Canvas": "boe.canvas",
-    **dict.fromkeys(
-        (
-            "Account",
-            "Cosine",
-            "FrontLoaded",
-            "Generation",
-            "Item",
-            "TokensPerStep",
-            "generate",
-        ),
-        "boe.decoding",
-    ),
+    **dict.fromkeys(("Account", "Generation", "Item", "generate"), "boe.decoding"),
     **dict.fromkeys(("Denoiser", "UnsupportedModel"), "boe.denoisers"),
     **dict.fromkeys(("LoadedModel", "load_model"), "boe.denoisers.loading"),
     "TransformersDenoiser": "boe.denoisers.transformers_model",
     **dict.fromkeys(
-        ("BoE", "Confidence", "Entropy", "Margin", "Random", "Sampler", "sampler_from"),
+        (
+            "BackgroundFrequencies",
+            "BoE",
+            "Confidence",
+            "Cosine",
+            "Entropy",
+            "FrontLoaded",
+            "Margin",
+            "Random",
+            "Sampler",
+            "Strategy",
+            "Tokens",
+            "TokensPerStep",
+            "sampler_from",
+            "spec_of",
+        ),
         "boe.samplers",
     ),
 }
 
 __all__ = [
     "Account",
+    "BackgroundFrequencies",
     "BoE",
     "Canvas",
     "Confidence",
@@ -69,6 +81,8 @@ __all__ = [
     "Margin",
     "Random",
     "Sampler",
+    "Strategy",
+    "Tokens",
     "TokensPerStep",
     "TransformersDenoiser",
     "UnsupportedModel",
@@ -76,6 +90,7 @@ __all__ = [
     "generate",
     "load_model",
     "sampler_from",
+    "spec_of",
 ]
 
 

@@ -1,4 +1,8 @@
-"""A denoiser whose predictions and influences are a table: everything can be done by hand."""
+"""Denoisers with which everything can be done by hand.
+
+:class:`FakeDenoiser`'s predictions and influences are a table, whatever the canvas holds;
+:class:`JointDenoiser`'s are the exact conditionals of a joint distribution.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +78,41 @@ class FakeDenoiser(Denoiser):
         assert self.bridges is not None
         shape = (prediction.canvas.batch, -1)
         return self.bridges[: prediction.canvas.length].expand(shape), int(rule == "hidden_change")
+
+
+class JointDenoiser(FakeDenoiser):
+    """The ideal denoiser of a joint distribution over sequences of L ids from 1 … V − 1.
+
+    A position is predicted from what is observed at the others, so observed positions have
+    predictions too.
+
+    Args:
+        joint: probabilities (V − 1, …, V − 1), one dimension per position.
+    """
+
+    def __init__(self, joint: Tensor) -> None:
+        length, ids = joint.dim(), joint.shape[0]
+        super().__init__(torch.zeros(length, ids + 1, dtype=torch.float64))
+        grid = torch.meshgrid(*[torch.arange(1, ids + 1)] * length, indexing="ij")
+        self.sequences = torch.stack([axis.flatten() for axis in grid], dim=1)
+        self.probabilities = joint.double().flatten() / joint.double().sum()
+
+    def conditionals(self, ids: Tensor) -> Tensor:
+        """p(x_j = v | the observed others), (N, L, V), for ids (N, L)."""
+        agrees = (ids[:, None] == MASK) | (ids[:, None] == self.sequences)
+        misses = (~agrees).sum(dim=2, keepdim=True)
+        alike = misses - (~agrees).long() == 0  # where only position j itself differs
+        weights = alike * self.probabilities[:, None]
+        one_hot = torch.nn.functional.one_hot(self.sequences, self.facts.vocab_size).double()
+        p = torch.einsum("nsl,slv->nlv", weights.double(), one_hot)
+        return p / p.sum(dim=2, keepdim=True)
+
+    def predict(self, canvas: Canvas, positions: Tensor, keep: str = "nothing") -> Prediction:
+        self.canvases.append(Canvas(canvas.ids.clone(), canvas.lengths))
+        assert not canvas.padded
+        logits = self.conditionals(canvas.ids).log()
+        at = positions.clamp_min(0).unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+        return Prediction(canvas, logits.gather(1, at), positions, keep)
 
 
 def table_of(confidences: list[float], vocabulary: int = 6) -> Tensor:

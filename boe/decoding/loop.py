@@ -1,51 +1,46 @@
-"""The decoding loop: canvas, eligibility, budget, token choice, stopping, accounting."""
+"""The decoding loop's front door: check what is asked, and decode batch by batch."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from boe.canvas import Canvas
-from boe.decoding.budgets import Budget, TokensPerStep
-from boe.decoding.records import Generation, Item, StepRecord
-from boe.denoisers.base import Denoiser, Prediction
-from boe.samplers import Sampler, sampler_from
-from boe.samplers.base import Scores, Step, StepCost, top_positions
-from boe_kernels import EntropyStats, entropy_stats, pad_rows
-
-
-@dataclass
-class _Row:
-    """One sequence being decoded.
-
-    Attributes:
-        number: its place among the sequences; ``item_id`` seeds its random draws.
-        masks: masks at the start.
-        plan: (end of the block's positions, tokens to reveal) for each step left.
-    """
-
-    item: Item
-    number: int
-    item_id: int
-    masks: int
-    plan: list[tuple[int, int]]
+from boe.decoding.decoder import Decoder
+from boe.decoding.forwards import Forwards
+from boe.decoding.particle_gibbs import decode_gibbs
+from boe.decoding.records import Generation, Item
+from boe.decoding.rows import Row, blocks_of
+from boe.decoding.smc import decode_smc
+from boe.decoding.stopping import check_patterns
+from boe.denoisers.base import Denoiser
+from boe.samplers.base import Policy, Sampler
+from boe.samplers.budgets import Budget, TokensPerStep
+from boe.samplers.particles import SMC, ParticleGibbs
+from boe.samplers.specs import sampler_from
+from boe.samplers.strategy import Strategy
+from boe.samplers.tokens import Tokens, check_temperature
 
 
 @torch.no_grad()
 def generate(
     denoiser: Denoiser,
     canvas: Canvas | Tensor | Sequence[Tensor],
-    sampler: Sampler | str = "boe",
+    sampler: Policy | Strategy | str = "boe",
     *,
     budget: Budget | None = None,
     block_length: int | None = None,
-    temperature: float = 0.0,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    guidance: float = 0.0,
+    suppress: Sequence[int] = (),
+    delay: Sequence[int] = (),
+    stop: Sequence[Sequence[int]] = (),
+    stop_when: Callable[[int, list[int]], int | None] | None = None,
     seed: int = 0,
     item_ids: Sequence[int] | None = None,
     batch_size: int | None = None,
@@ -55,203 +50,144 @@ def generate(
     """Fill in the masked tokens of a canvas.
 
     Any pattern of masks is allowed, so infilling needs nothing special; tokens that are
-    not masked never change, and neither do tokens once written.
+    not masked at the start never change. Tokens once written stay, unless the strategy
+    takes some back.
 
     Args:
         denoiser: the model.
         canvas: sequences of int64 ids that hold the model's mask id, of any lengths, on
             the model's device.
-        sampler: a sampler, or its name and options (:func:`boe.samplers.sampler_from`).
-        budget: tokens per step; one by default.
+        sampler: a strategy, or its specification (:func:`boe.samplers.sampler_from`).
+        budget: tokens per step; one by default. Adaptive counts reveal at least as many;
+            policies with a time of their own take as many steps as it plans.
         block_length: decode block by block from the first mask on (semi-autoregressive):
             only masks of the current block may be revealed.
         temperature: 0 writes the most probable token; above, tokens are drawn from
-            softmax(z / temperature) by float64 Gumbel noise.
+            softmax(z / temperature) by float64 Gumbel noise. By default what the strategy
+            says: 0 for all that rank, 1 for MaskGIT, P2 and ancestral samplers.
+        top_p: draw from the nucleus of this probability only.
+        guidance: w of classifier-free guidance (:class:`boe.decoding.forwards.Forwards`);
+            forwards then count twice.
+        suppress: ids that are never written.
+        delay: ids whose positions are revealed after all others (LLaDA's "EOS confidence
+            0"), for strategies that rank positions.
+        stop: patterns of ids. A sequence ends once everything up to and including a
+            pattern is written; its item's ``end`` says where, and masks may stay behind it.
+        stop_when: for ends that are no patterns of ids, such as a text that can be
+            tokenised in several ways. Asked after each step for each sequence, with its
+            index and its ids up to the first mask, for the length at which it ends, or
+            ``None``. Copies the canvas to the host at every step.
         seed: with ``item_ids`` fixes all random draws: a sequence gets the same draws
             whatever else is in its batch.
         item_ids: a number per sequence, by default 0, 1, 2 …
         batch_size: sequences decoded together; all by default.
         trajectory: keep a record of every step.
         on_step: called after each step for each sequence of the batch with its index
-            and its item so far.
+            and its item so far; of particles, for the first one.
 
     Returns:
         Generation: one item per sequence, in order.
 
     Raises:
-        ValueError: nothing to decode, a canvas that the model cannot take, or logits that
-            are NaN or allow no token; the message names the sequence and position.
+        ValueError: nothing to decode, a canvas that the model cannot take, options that do
+            not go together, or logits that are NaN or allow no token; the message names
+            the sequence and position.
     """
     canvas = Canvas.of(canvas)
-    sampler = sampler_from(sampler) if isinstance(sampler, str) else sampler
+    strategy = Strategy.of(sampler_from(sampler) if isinstance(sampler, str) else sampler)
     budget = TokensPerStep(1) if budget is None else budget
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be finite and not negative, got {temperature}")
-    if block_length is not None and block_length < 1:
-        raise ValueError(f"block_length must be at least 1, got {block_length}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    tokens = _tokens(strategy, temperature, top_p)
+    for name, value in (("block_length", block_length), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not (guidance >= 0.0 and math.isfinite(guidance)):
+        raise ValueError(f"guidance must be finite and not negative, got {guidance}")
     item_ids = range(canvas.batch) if item_ids is None else item_ids
     if len(item_ids) != canvas.batch:
         raise ValueError(f"item_ids must number {canvas.batch} sequences, got {len(item_ids)}")
     _check_ids(denoiser, canvas)
+    facts = denoiser.facts
+    for name, ids in (("suppress", suppress), ("delay", delay)):
+        for token in ids:
+            if not 0 <= token < facts.vocab_size:
+                raise ValueError(f"{name} must hold ids in [0, {facts.vocab_size}), got {token}")
+    if delay and not isinstance(strategy.which, Sampler):
+        raise ValueError(
+            f"delay needs a policy that ranks positions, got {strategy.which.name}; "
+            "suppress works with any"
+        )
+    _check_particles(strategy, tokens, block_length)
+    decoder = Decoder(
+        Forwards(denoiser, guidance, suppress),
+        strategy,
+        tokens,
+        seed,
+        delayed=tuple(delay),
+        stop=check_patterns(stop, facts.vocab_size, facts.mask_id),
+        stop_when=stop_when,
+        on_step=on_step,
+    )
     items: list[Item] = []
     size = batch_size or canvas.batch
     for start in range(0, canvas.batch, size):
         numbers = range(start, min(start + size, canvas.batch))
         part = canvas.select(numbers)
-        masked = part.masked(denoiser.facts.mask_id).cpu()
+        masked = part.masked(facts.mask_id)
         rows = [
-            _Row(
+            Row(
                 Item(ids, trajectory=[] if trajectory else None),
                 number,
-                item_ids[number],
-                int(mask.sum()),
-                _plan(mask, budget, block_length),
+                str(item_ids[number]),
+                given=~where[: len(ids)],
+                masks=int(on_host.sum()),
+                blocks=blocks_of(on_host, budget, block_length, strategy),
             )
-            for number, ids, mask in zip(numbers, part.sequences(), masked, strict=True)
+            for number, ids, where, on_host in zip(
+                numbers, part.sequences(), masked, masked.cpu(), strict=True
+            )
         ]
-        _decode(denoiser, part, sampler, rows, temperature, seed, on_step)
-        items += [row.item for row in rows]
+        if strategy.particles is None:
+            decoder.run(rows)
+            items += [row.item for row in rows]
+        elif isinstance(strategy.particles, SMC):
+            items += decode_smc(decoder, rows, strategy.particles)
+        else:
+            assert isinstance(strategy.particles, ParticleGibbs)
+            items += decode_gibbs(decoder, rows, strategy.particles)
     return Generation(items)
 
 
-def _decode(
-    denoiser: Denoiser,
-    canvas: Canvas,
-    sampler: Sampler,
-    rows: list[_Row],
-    temperature: float,
-    seed: int,
-    on_step: Callable[[int, Item], None] | None,
-) -> None:
-    """Run the rows' plans to their ends; finished rows leave the batch."""
-    live = rows
-    while live:
-        staying = [k for k, row in enumerate(live) if row.plan]
-        if len(staying) < len(live):
-            for row, ids in zip(live, canvas.sequences(), strict=True):
-                row.item.ids = ids
-            live = [live[k] for k in staying]
-            if not live:
-                return
-            canvas = canvas.select(staying)
-        began = time.perf_counter()
-        step, scores, revealed = _step(denoiser, canvas, sampler, live, temperature, seed)
-        seconds = (time.perf_counter() - began) / len(live)
-        _charge(live, canvas, scores.cost, seconds)
-        for k, row in enumerate(live):
-            if row.item.trajectory is not None:
-                row.item.trajectory.append(_record(step, scores, revealed, k))
-            if on_step is not None:
-                row.item.ids = canvas.ids[k, : canvas.lengths[k]]
-                on_step(row.number, row.item)
-
-
-def _step(
-    denoiser: Denoiser,
-    canvas: Canvas,
-    sampler: Sampler,
-    live: list[_Row],
-    temperature: float,
-    seed: int,
-) -> tuple[Step, Scores, Tensor]:
-    """Predict, score, and write one step into ``canvas``; revealed is bool (B, P)."""
-    device = canvas.ids.device
-    ends = torch.tensor([row.plan[0][0] for row in live], device=device)
-    budget = torch.tensor([row.plan[0][1] for row in live], device=device)
-    left = [sum(count for _, count in row.plan) for row in live]
-    positions = pad_rows(canvas.masked(denoiser.facts.mask_id))
-    eligible = (positions >= 0) & (positions < ends.unsqueeze(1))
-    # Rows whose eligible positions will all be revealed leave nothing to score.
-    free = eligible.sum(dim=1) > budget
-    any_free = bool(free.any())
-    prediction = denoiser.predict(canvas, positions, sampler.keep if any_free else "nothing")
-    stats = entropy_stats(prediction.logits)
-    _check_stats(live, positions, stats)
-    proposal, probability = _propose(
-        prediction, stats, temperature, _generators(live, seed, "tokens", device)
+def _tokens(strategy: Strategy, temperature: float | None, top_p: float | None) -> Tokens:
+    """What is written: the caller's word first, then the strategy's, then the policy's."""
+    check_temperature(temperature)
+    chosen = strategy.tokens or Tokens()
+    if temperature is None:
+        temperature = chosen.temperature
+    if temperature is None:
+        temperature = strategy.which.temperature
+    chosen = replace(
+        chosen, temperature=temperature, top_p=chosen.top_p if top_p is None else top_p
     )
-    remaining = torch.tensor(
-        [n / row.masks for n, row in zip(left, live, strict=True)], device=device
-    )
-    step = Step(
-        denoiser,
-        canvas,
-        prediction,
-        stats,
-        proposal,
-        probability,
-        eligible,
-        budget,
-        remaining,
-        _generators(live, seed, "scores", device),
-    )
-    scores = sampler.score(step) if any_free else Scores(stats.top1)
-    values = torch.where(free.unsqueeze(1), scores.values, stats.top1.to(scores.values.dtype))
-    scored = free if scores.scored is None else free & scores.scored
-    scores = replace(scores, values=values, scored=scored)
-    revealed = top_positions(scores.values, eligible, budget)
-    batch, slot = revealed.nonzero(as_tuple=True)
-    canvas.ids[batch, positions[batch, slot]] = proposal[batch, slot]
-    for row in live:
-        row.plan.pop(0)
-    return step, scores, revealed
+    if chosen.top_p < 1.0 and chosen.temperature == 0.0:
+        raise ValueError(
+            f"top_p = {chosen.top_p} has no effect at temperature 0; give a temperature above 0"
+        )
+    return chosen
 
 
-def _plan(mask: Tensor, budget: Budget, block_length: int | None) -> list[tuple[int, int]]:
-    """(end of the block, tokens to reveal) for every step that a row of masks takes."""
-    positions = mask.nonzero().flatten().tolist()
-    if not positions:
-        return []
-    if block_length is None:
-        return [(positions[-1] + 1, count) for count in budget.plan(len(positions))]
-    first = positions[0]
-    blocks: dict[int, int] = {}
-    for position in positions:
-        block = (position - first) // block_length
-        blocks[block] = blocks.get(block, 0) + 1
-    return [
-        (first + (block + 1) * block_length, count)
-        for block, masks in blocks.items()
-        for count in budget.plan(masks, len(blocks))
-    ]
-
-
-def _generators(
-    live: list[_Row], seed: int, purpose: str, device: torch.device
-) -> tuple[torch.Generator, ...]:
-    """A generator per row that depends on the seed, item, step and purpose, and on no
-    other row: the draws of a step cannot shift those of a later one."""
-    generators = []
-    for row in live:
-        key = f"{seed}/{row.item_id}/{row.item.account.steps}/{purpose}"
-        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-        generator = torch.Generator(device)
-        generators.append(generator.manual_seed(int.from_bytes(digest) >> 1))
-    return tuple(generators)
-
-
-def _propose(
-    prediction: Prediction,
-    stats: EntropyStats,
-    temperature: float,
-    generators: tuple[torch.Generator, ...],
-) -> tuple[Tensor, Tensor]:
-    """The token that would be written at each position, and its untempered probability."""
-    if temperature == 0.0:
-        return stats.argmax, stats.top1
-    logits = prediction.logits
-    proposal = stats.argmax.clone()
-    for row, generator in enumerate(generators):
-        count = int((prediction.positions[row] >= 0).sum())
-        z = logits[row, :count].double()
-        # float32 noise would cut off the Gumbel tail and lower the temperature.
-        noise = torch.rand(z.shape, generator=generator, dtype=torch.float64, device=z.device)
-        gumbel = -(-noise.clamp_min(torch.finfo(torch.float64).tiny).log()).log()
-        proposal[row, :count] = (z / temperature + gumbel).argmax(dim=-1)
-    chosen = logits.gather(-1, proposal.unsqueeze(-1)).squeeze(-1)
-    return proposal, (chosen - stats.logsumexp).exp()
+def _check_particles(strategy: Strategy, tokens: Tokens, block_length: int | None) -> None:
+    particles = strategy.particles
+    if particles is None:
+        return
+    if tokens.temperature == 0.0 and not strategy.which.stochastic:
+        raise ValueError(
+            f"particles of {strategy.which.name} at temperature 0 would all be the same; "
+            "give a temperature above 0"
+        )
+    if particles.every is None and block_length is None:
+        raise ValueError(
+            "particles are resampled at the ends of blocks: give block_length, or every"
+        )
 
 
 def _check_ids(denoiser: Denoiser, canvas: Canvas) -> None:
@@ -267,43 +203,3 @@ def _check_ids(denoiser: Denoiser, canvas: Canvas) -> None:
         )
     if not bool(canvas.masked(facts.mask_id).any()):
         raise ValueError(f"canvas holds no mask token (id {facts.mask_id}): nothing to decode")
-
-
-def _check_stats(live: list[_Row], positions: Tensor, stats: EntropyStats) -> None:
-    bad = stats.entropy.isnan() & (positions >= 0)
-    if bool(bad.any()):
-        row, slot = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"the model's logits for sequence {live[row].number}, position "
-            f"{int(positions[row, slot])} are NaN or allow no token"
-        )
-
-
-def _charge(live: list[_Row], canvas: Canvas, cost: StepCost | None, seconds: float) -> None:
-    for k, row in enumerate(live):
-        account = row.item.account
-        account.steps += 1
-        account.seconds += seconds
-        forwards = 1.0 + (0.0 if cost is None else float(cost.forwards[k]))
-        account.nfe_forward += forwards
-        account.flop_equiv += forwards
-        if cost is not None:
-            account.n_backward += float(cost.backwards[k])
-            account.flop_equiv += float(cost.rows[k]) / canvas.lengths[k]
-
-
-def _record(step: Step, scores: Scores, revealed: Tensor, row: int) -> StepRecord:
-    masked = step.masked[row]
-    scored = scores.scored is not None and bool(scores.scored[row])
-
-    def kept(values: Tensor) -> Tensor:
-        return values[row, masked].cpu()
-
-    return StepRecord(
-        positions=kept(step.positions),
-        entropy=kept(step.stats.entropy),
-        scores=kept(scores.values),
-        parts={name: kept(values) for name, values in scores.parts.items()} if scored else {},
-        revealed=step.positions[row, revealed[row]].cpu(),
-        tokens=step.proposal[row, revealed[row]].cpu(),
-    )

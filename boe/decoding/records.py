@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -12,8 +13,9 @@ class Account:
     """Cost of one sequence.
 
     Attributes:
-        steps: decoding steps.
-        nfe_forward: forwards of the whole canvas.
+        steps: decoding steps; of particles, those of the longest trajectory.
+        nfe_forward: forwards of the whole canvas that were run. A step may do without
+            one (nothing had changed, or a lookahead had shown it), and take several.
         n_backward: backward passes, of whatever size.
         flop_equiv: cost in forwards of the whole canvas: forwards, and rows that were run
             forward or backward on their own as a share of the canvas.
@@ -51,6 +53,7 @@ class StepRecord:
         scores: (P,), what the sampler ranked by.
         parts: what the scores were made of, by name.
         revealed: int64 (b,), positions that were written, and tokens: what with.
+        remasked: int64 (r,), positions whose tokens were taken back.
     """
 
     positions: Tensor
@@ -59,15 +62,21 @@ class StepRecord:
     parts: dict[str, Tensor]
     revealed: Tensor
     tokens: Tensor
+    remasked: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 @dataclass
 class Item:
-    """One decoded sequence: its ids (L,), cost and, if asked for, trajectory."""
+    """One decoded sequence: its ids (L,), cost and, if asked for, trajectory.
+
+    ``end`` is the length up to and including a stop pattern, if one ended the decode; what
+    lies behind it may still be masked.
+    """
 
     ids: Tensor
     account: Account = field(default_factory=Account)
     trajectory: list[StepRecord] | None = None
+    end: int | None = None
 
 
 @dataclass(frozen=True)

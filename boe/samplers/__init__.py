@@ -1,70 +1,84 @@
-"""Samplers: rules that decide which masked positions are revealed next."""
+"""Decoding strategies: which positions are revealed, how many, with what, what is taken back."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any, get_args, get_type_hints
-
-from boe.samplers.base import Sampler, Scores, Step, StepCost
+from boe.samplers.ancestral import DFM, SEDD, Ancestral
+from boe.samplers.base import Count, Policy, Remask, Sampler, choose
 from boe.samplers.boe import BoE
+from boe.samplers.budgets import Budget, Cosine, FrontLoaded, TokensPerStep
+from boe.samplers.counting import EntropyBound, Factor, Klass, Threshold
+from boe.samplers.frequencies import BackgroundFrequencies
 from boe.samplers.greedy import Confidence, Entropy, Margin, Random
-
-SAMPLERS: dict[str, type[Sampler]] = {
-    kind.name: kind for kind in (Random, Confidence, Margin, Entropy, BoE)
-}
+from boe.samplers.llada_remask import LladaLoop
+from boe.samplers.lookahead import Lookahead
+from boe.samplers.lookum import LookUM
+from boe.samplers.maskgit import MaskGIT
+from boe.samplers.p2 import P2
+from boe.samplers.particles import SMC, ParticleGibbs, Particles
+from boe.samplers.pc import PCSampler
+from boe.samplers.remdm import (
+    ForwardBackward,
+    RemdmCap,
+    RemdmConf,
+    RemdmLoop,
+    RemdmRescale,
+    Renoise,
+)
+from boe.samplers.specs import COUNTS, PARTICLES, REMASKS, SAMPLERS, sampler_from, spec_of
+from boe.samplers.step import Clock, Move, Scores, Step, StepCost, top_positions
+from boe.samplers.strategy import Strategy
+from boe.samplers.tokens import Tokens
 
 __all__ = [
+    "COUNTS",
+    "DFM",
+    "P2",
+    "PARTICLES",
+    "REMASKS",
     "SAMPLERS",
+    "SEDD",
+    "SMC",
+    "Ancestral",
+    "BackgroundFrequencies",
     "BoE",
+    "Budget",
+    "Clock",
     "Confidence",
+    "Cosine",
+    "Count",
     "Entropy",
+    "EntropyBound",
+    "Factor",
+    "ForwardBackward",
+    "FrontLoaded",
+    "Klass",
+    "LladaLoop",
+    "LookUM",
+    "Lookahead",
     "Margin",
+    "MaskGIT",
+    "Move",
+    "PCSampler",
+    "ParticleGibbs",
+    "Particles",
+    "Policy",
     "Random",
+    "Remask",
+    "RemdmCap",
+    "RemdmConf",
+    "RemdmLoop",
+    "RemdmRescale",
+    "Renoise",
     "Sampler",
     "Scores",
     "Step",
     "StepCost",
+    "Strategy",
+    "Threshold",
+    "Tokens",
+    "TokensPerStep",
+    "choose",
     "sampler_from",
+    "spec_of",
+    "top_positions",
 ]
-
-
-def sampler_from(spec: str) -> Sampler:
-    """A sampler from its name and options: ``boe``, ``boe:preset=paper``, ``boe:alpha=1,rho=0.5``.
-
-    Raises:
-        ValueError: unknown sampler or option, or a value that does not fit.
-    """
-    name, _, options = spec.partition(":")
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
-    kind = SAMPLERS[name]
-    hints = get_type_hints(kind)
-    known = {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for option in filter(None, options.split(",")):
-        key, equals, text = option.partition("=")
-        if not equals or (key not in known and not (key == "preset" and kind is BoE)):
-            offered = ", ".join(known) or "none"
-            raise ValueError(f"{name} has no option {option!r}; its options: {offered}")
-        if key in values:
-            raise ValueError(f"{name} has the option {key} twice in {spec!r}")
-        values[key] = text if key == "preset" else _parse(key, text, known[key])
-    if kind is BoE:
-        return BoE.preset(values.pop("preset", "default"), **values)
-    return kind(**values)
-
-
-def _parse(key: str, text: str, kind: Any) -> Any:
-    accepted = get_args(kind) or (kind,)
-    if type(None) in accepted and text == "none":
-        return None
-    try:
-        if bool in accepted:
-            return {"true": True, "false": False}[text.lower()]
-        for number in (int, float):
-            if number in accepted:
-                return number(text)
-    except (ValueError, KeyError):
-        names = " or ".join(getattr(one, "__name__", str(one)) for one in accepted)
-        raise ValueError(f"{key} must be {names}, got {text!r}") from None
-    return text

@@ -1,124 +1,243 @@
-"""What a sampler is: a rule that scores masked positions.
+"""The parts of a decoding policy, and how they make one move together.
 
-The decoding loop (:mod:`boe.decoding.loop`) owns everything else: the canvas, which
-positions are eligible, how many to reveal, what to write, when to stop, what it cost.
-Per-position tensors are (B, P): P masked positions per batch row, padded.
+*Which* positions come first is a :class:`Sampler`'s ranking; *how many* a budget's plan
+or a :class:`Count`; *what is taken back* a :class:`Remask`'s. :func:`choose` puts the
+three together. A policy that decides all at once is a :class:`Policy` with a ``move`` of
+its own. All are frozen dataclasses; what they carry from step to step is in the step's
+memory. The decoding loop (:mod:`boe.decoding.loop`) owns the canvas, the clock, the
+forwards, the random generators, stopping and accounting.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from boe.canvas import Canvas
-from boe.denoisers.base import Denoiser, Keep, Prediction
-from boe_kernels import EntropyStats
+from boe.denoisers.base import Keep
+from boe.samplers.step import (
+    Clock,
+    Forwards,
+    Move,
+    Ready,
+    Scores,
+    Step,
+    StepCost,
+    ranked_order,
+    top_positions,
+)
+
+__all__ = [
+    "Clock",
+    "Count",
+    "Forwards",
+    "Move",
+    "Policy",
+    "Ready",
+    "Remask",
+    "Sampler",
+    "Scores",
+    "Step",
+    "StepCost",
+    "choose",
+    "ranked_order",
+    "top_positions",
+]
 
 
-@dataclass(frozen=True)
-class Step:
-    """Everything a sampler may look at in one decoding step.
-
-    Attributes:
-        prediction: its ``positions`` are all masked positions, ascending, −1 for padding.
-        stats: of the prediction's logits, (B, P).
-        proposal: int64 (B, P), the token that would be written.
-        proposal_probability: (B, P), its probability at temperature 1.
-        eligible: bool (B, P), positions that may be revealed now.
-        budget: int64 (B,), how many will be.
-        remaining: (B,), masks left over masks at the start.
-        generators: one random generator per batch row, fresh in every step.
-    """
-
-    denoiser: Denoiser
-    canvas: Canvas
-    prediction: Prediction
-    stats: EntropyStats
-    proposal: Tensor
-    proposal_probability: Tensor
-    eligible: Tensor
-    budget: Tensor
-    remaining: Tensor
-    generators: tuple[torch.Generator, ...]
-
-    @property
-    def positions(self) -> Tensor:
-        return self.prediction.positions
-
-    @property
-    def masked(self) -> Tensor:
-        """bool (B, P), False at padding."""
-        return self.positions >= 0
-
-    def uniform(self, where: Tensor) -> Tensor:
-        """float64 uniform noise where the mask ``where`` (B, N) is set, 0 elsewhere.
-
-        A row's noise does not depend on the other rows of the batch.
-        """
-        noise = torch.zeros(where.shape, dtype=torch.float64, device=where.device)
-        for row, generator in enumerate(self.generators):
-            count = int(where[row].sum())
-            noise[row, where[row]] = torch.rand(
-                count, generator=generator, dtype=torch.float64, device=where.device
-            )
-        return noise
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """What a sampler spent besides the step's own forward, each (B,) float64.
+class Policy(ABC):
+    """A rule that decides what one step reveals, and what it takes back.
 
     Attributes:
-        forwards: full forwards.
-        backwards: backward passes.
-        rows: canvas rows that were run forward or backward on their own.
+        name: what spec strings call it.
+        temperature: at which tokens are drawn unless the caller says otherwise.
+        stochastic: whether it draws positions at random, so that two decodes differ even
+            at temperature 0.
+        takes_back: whether it may turn written tokens into masks again of itself; its
+            blocks then last until their last step, though no mask be left.
+        noised: whether it reads ``Step.noised_log_probability``.
+        reuses: whether a step that changes nothing lends its forward to the next.
     """
 
-    forwards: Tensor
-    backwards: Tensor
-    rows: Tensor
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The verdict: eligible positions with the largest ``values`` (B, P) are revealed.
-
-    ``parts`` are what the values were made of, by name, for the trajectory record;
-    ``scored`` tells which rows, bool (B,), have them: by default all that have a choice.
-    """
-
-    values: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    cost: StepCost | None = None
-    scored: Tensor | None = None
-
-
-class Sampler(ABC):
-    """A rule that scores masked positions. Subclasses are frozen dataclasses."""
-
-    name: str
+    name: ClassVar[str]
+    temperature: ClassVar[float] = 0.0
+    stochastic: ClassVar[bool] = False
+    takes_back: ClassVar[bool] = False
+    noised: ClassVar[bool] = False
+    reuses: ClassVar[bool] = False
 
     @property
     def keep(self) -> Keep:
-        """What the step's prediction must keep for this sampler."""
+        """What the step's prediction must keep for this policy."""
         return "nothing"
+
+    def plan(self, planned: tuple[int, ...]) -> tuple[int, ...]:
+        """By how many masks each step of a block shrinks it, from the budget's plan.
+
+        Numbers below 0 are steps that take tokens back. They add up to the block's masks.
+        """
+        return planned
+
+    def duration(self, plan: tuple[int, ...]) -> int:
+        """How many steps a block of that plan takes (``Clock.total``).
+
+        A policy that ranks goes on after them where masks are left; others must reveal
+        whatever is left in the step after the last.
+        """
+        return len(plan)
+
+    def observes(self, clock: Clock) -> bool:
+        """Whether this step must see the logits of the block's observed positions too."""
+        return False
+
+    @abstractmethod
+    def move(self, step: Step) -> Move:
+        """Decide a step."""
+
+
+class Sampler(Policy):
+    """A policy that ranks masked positions: the budget's number of them is revealed."""
 
     @abstractmethod
     def score(self, step: Step) -> Scores:
         """Score the masked positions of ``step``; ties go to the lowest position."""
 
+    def move(self, step: Step) -> Move:
+        return choose(step, self)
 
-def top_positions(rank: Tensor, among: Tensor, count: Tensor) -> Tensor:
-    """bool (B, P): the ``count`` (B,) members of ``among`` with the largest rank.
 
-    Ties go to the lowest position.
+class Count(ABC):
+    """How many positions a step reveals, row by row; never fewer than the budget plans.
+
+    Attributes:
+        home: the sampler that it goes with when a spec string names none.
     """
-    order = rank.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    # Members that rank at −∞ must still precede the positions that are no members.
-    order = order.gather(1, (~among).gather(1, order).to(torch.int8).argsort(dim=1, stable=True))
-    place = torch.arange(rank.shape[1], device=rank.device)
-    taken = place < torch.minimum(count, among.sum(dim=1)).unsqueeze(1)
-    return torch.zeros_like(among).scatter(1, order, taken)
+
+    name: ClassVar[str]
+    home: ClassVar[str]
+
+    def ready(self, step: Step) -> Tensor | None:
+        """bool (B, P), eligible positions that are revealed whatever their rank.
+
+        Where there are enough of them (:meth:`enough`) the sampler is not asked.
+        """
+        return None
+
+    def enough(self, ready: Tensor, budget: Tensor) -> Tensor:
+        """bool (B,), rows whose number of ready positions (B,) needs no filling up."""
+        return ready >= budget
+
+    def extend(self, step: Step, values: Tensor, among: Tensor, least: Tensor) -> Tensor:
+        """How many of ``among`` (B, P), ranked by ``values``, to reveal: (B,), ≥ ``least``."""
+        return least
+
+
+class Remask(ABC):
+    """What a step takes back: written tokens that become masks again.
+
+    With a ranking sampler as many masks are revealed in addition as tokens are taken
+    back, so that the number of masks falls as the budget plans.
+
+    Attributes:
+        home: the policy that it goes with when a spec string names none.
+    """
+
+    name: ClassVar[str]
+    home: ClassVar[str]
+
+    def plan(self, planned: tuple[int, ...]) -> tuple[int, ...]:
+        """As :meth:`Policy.plan`."""
+        return planned
+
+    def observes(self, clock: Clock) -> bool:
+        """As :meth:`Policy.observes`."""
+        return False
+
+    @abstractmethod
+    def pick(self, step: Step) -> Tensor:
+        """bool (B, L), observed positions to take back in a step of a ranking sampler."""
+
+    def remember(self, step: Step, move: Move) -> None:  # noqa: B027 (most rules need nothing)
+        """Keep what later steps need of this one in ``step.memory``."""
+
+
+def choose(
+    step: Step, sampler: Sampler, count: Count | None = None, remask: Remask | None = None
+) -> Move:
+    """One move from a ranking, a count and a remasking rule.
+
+    1. Tokens are taken back; as many masks are revealed in addition.
+    2. Ready positions (``count``) are revealed; rows that have enough of them, and rows
+       that must reveal all they may, are not ranked.
+    3. Elsewhere the best-ranked positions are revealed, as many as the budget plans, or
+       more if the count says so.
+    """
+    eligible, budget = step.eligible, step.budget
+    taken = None if remask is None else _taken_back(step, remask)
+    if taken is not None:
+        revealing = torch.tensor([c.change > 0 for c in step.clocks], device=budget.device)
+        budget = torch.where(revealing, budget + taken.sum(dim=1), 0)
+    among = _without_delayed(step, budget)
+    free = eligible.sum(dim=1) > budget
+    ready = None if count is None else count.ready(step)
+    ranked = free if remask is None else free & (budget > 0)
+    asked = step
+    if among is not eligible or budget is not step.budget:
+        asked = replace(step, eligible=among, budget=budget)
+    fill = budget
+    if count is not None and ready is not None:
+        ready = ready & among if step.delayed is None else ready & among & ~step.delayed
+        found = ready.sum(dim=1)
+        enough = count.enough(found, budget) & (budget > 0)
+        if taken is not None:
+            # Fewer reveals than tokens taken back would be no progress.
+            enough = enough & (found > taken.sum(dim=1))
+        ready = ready & (budget > 0).unsqueeze(1)
+        ranked = ranked & ~enough
+        fill = torch.where(enough, 0, budget - found).clamp_min(0)
+        left = among & ~ready & ranked.unsqueeze(1)
+        asked = replace(asked, eligible=left, budget=fill)
+    # Rows whose eligible positions will all be revealed leave nothing to score.
+    scores = sampler.score(asked) if bool(ranked.any()) else Scores(step.stats.top1)
+    values = torch.where(ranked.unsqueeze(1), scores.values, step.stats.top1)
+    if among is not eligible:
+        # Where too few others are left, all of them go before the delayed ones.
+        early = eligible if step.delayed is None else eligible & ~step.delayed
+        scarce = early.sum(dim=1) < budget
+        values = values.masked_fill(early & scarce.unsqueeze(1), torch.inf)
+    number = budget
+    if ready is not None:
+        values = values.masked_fill(ready, torch.inf)
+        number = ready.sum(dim=1) + fill
+    if count is not None:
+        extended = count.extend(step, values, among, number)
+        number = torch.where(ranked, extended, number)
+    scored = ranked if scores.scored is None else ranked & scores.scored
+    scores = replace(scores, values=values, scored=scored)
+    move = Move(top_positions(values, among, number), step.proposal, scores, taken)
+    if remask is not None:
+        remask.remember(step, move)
+    return move
+
+
+def _taken_back(step: Step, remask: Remask) -> Tensor:
+    """What the rule takes back, but so few that a revealing step makes progress.
+
+    A step that reveals needs a mask for each token it takes back, beside those of its
+    budget; the excess is left in place, the highest positions first.
+    """
+    picked = remask.pick(step) & step.observed
+    spare = step.of_rows(lambda c: c.left - c.change if c.change > 0 else c.masks).long()
+    return picked & (picked.cumsum(dim=1) <= spare)
+
+
+def _without_delayed(step: Step, budget: Tensor) -> Tensor:
+    """Eligible positions less the delayed ones, in rows where enough others are left."""
+    if step.delayed is None:
+        return step.eligible
+    early = step.eligible & ~step.delayed
+    suffices = (early.sum(dim=1) >= budget) & early.any(dim=1)
+    return torch.where(suffices.unsqueeze(1), early, step.eligible)

@@ -25,14 +25,14 @@ from boe.denoisers.base import (
     required_keep,
 )
 from boe.samplers.base import Sampler, Scores, Step, StepCost, top_positions
-from boe_kernels import pad_rows
+from boe.samplers.candidates import check_candidates, choose_candidates
+from boe_kernels import pad_rows, tis_scores
+from boe_kernels.tis_scores import GATES as GATES
+from boe_kernels.tis_scores import NORMALISATIONS as NORMALISATIONS
 
-CANDIDATE_RULES = ("confidence", "margin", "entropy", "entropy_band", "random", "all")
 PROBE_SETS = ("complement", "masked", "masked_minus_self")
 ACTIVE_SETS = ("candidates", "candidates_probes", "masked", "bridges", "all")
 BRIDGE_RULES = ("received_paid", "received", "hidden_change", "random")
-GATES = ("positive", "paper", "none")
-NORMALISATIONS = ("none", "zscore", "minmax")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,6 @@ class BoE(Sampler):
 
     def __post_init__(self) -> None:
         for field, choices in (
-            ("candidates", CANDIDATE_RULES),
             ("probes", PROBE_SETS),
             ("active", ACTIVE_SETS),
             ("bridge_rule", BRIDGE_RULES),
@@ -108,10 +107,7 @@ class BoE(Sampler):
                 raise ValueError(
                     f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}"
                 )
-        if not 0.0 < self.rho <= 1.0:
-            raise ValueError(f"rho must be in (0, 1], got {self.rho}")
-        if self.tolerance is not None and not 0.0 <= self.tolerance <= 1.0:
-            raise ValueError(f"tolerance must be in [0, 1], got {self.tolerance}")
+        check_candidates(self.candidates, self.rho, self.tolerance)
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
         if not 0.0 <= self.bridges <= 1.0:
@@ -183,7 +179,7 @@ class BoE(Sampler):
         return required_keep(self.engine, self.active == "bridges" and self.bridge_rule != "random")
 
     def score(self, step: Step) -> Scores:
-        chosen = self._choose_candidates(step)
+        chosen = choose_candidates(step, self.candidates, self.rho, self.tolerance)
         probes = self._choose_probes(step, chosen)
         # Where nothing is steered the candidates win, the most confident first.
         unsteered = torch.where(chosen, step.stats.top1, -torch.inf)
@@ -201,17 +197,33 @@ class BoE(Sampler):
             engine=self.engine,
             subtract_self=self.probes == "masked_minus_self",
             top_k=self.top_k,
+            revealed=step.budget,
         )
         active, forwards = self._choose_active(step, request, steered)
         gradient = step.denoiser.entropy_gradient(step.prediction, replace(request, active=active))
-        influence = -(gradient.gradient * gradient.delta).sum(dim=-1)
-        tis = influence.new_zeros(chosen.shape)
-        tis[chosen] = influence[request.candidates >= 0]
-        values, parts = self._combine(step, tis, chosen)
-        values = torch.where(steered.unsqueeze(1), values, unsteered.to(values.dtype))
+        scored = tis_scores(
+            gradient.gradient,
+            gradient.delta,
+            step.stats.entropy,
+            pad_rows(chosen),
+            step.remaining,
+            vocabulary=step.denoiser.facts.vocab_size,
+            gate=self.gate,
+            penalty=self.penalty,
+            floor=self.floor,
+            anneal=self.penalty_anneal,
+            normalise=self.normalise,
+        )
+        values = torch.where(steered.unsqueeze(1), scored.score, unsteered.to(scored.score.dtype))
         return Scores(
             values,
-            {"tis": tis, "candidate": chosen, "probe": probes, **parts},
+            {
+                "tis": scored.influence,
+                "candidate": chosen,
+                "probe": probes,
+                "gate": scored.gate,
+                "penalty": scored.penalty,
+            },
             StepCost(
                 forwards=(steered * (forwards + gradient.forwards)).double(),
                 backwards=(steered * gradient.backwards).double(),
@@ -219,30 +231,6 @@ class BoE(Sampler):
             ),
             scored=steered,
         )
-
-    def _choose_candidates(self, step: Step) -> Tensor:
-        """bool (B, P): eligible positions, cut down by rank (ρ) and by tolerance."""
-        stats, competing = step.stats, step.eligible
-        if self.tolerance is not None:
-            surest = top_positions(stats.top1, step.eligible, step.budget)
-            bar = stats.top1.masked_fill(~surest, torch.inf).amin(dim=1, keepdim=True)
-            competing = competing & (stats.top1 >= bar - self.tolerance)
-        if self.candidates == "all":
-            return competing
-        if self.candidates == "confidence":
-            rank = stats.top1
-        elif self.candidates == "margin":
-            rank = stats.top1 - stats.top2
-        elif self.candidates == "entropy":
-            rank = -stats.entropy
-        elif self.candidates == "entropy_band":
-            median = stats.entropy.masked_fill(~step.eligible, torch.nan).nanmedian(dim=1)
-            rank = -(stats.entropy - median.values.unsqueeze(1)).abs()
-        else:
-            rank = step.uniform(step.masked)
-        eligible = step.eligible.sum(dim=1)
-        wanted = torch.maximum((eligible * self.rho).ceil().to(torch.int64), step.budget)
-        return top_positions(rank, competing, wanted)
 
     def _choose_probes(self, step: Step, chosen: Tensor) -> Tensor:
         probes = step.masked & ~chosen if self.probes == "complement" else step.masked
@@ -263,7 +251,7 @@ class BoE(Sampler):
         if self.active == "candidates_probes":
             members.append(facts.row_of(request.probes))
         elif self.active in ("masked", "bridges"):
-            masked = torch.where(steered.unsqueeze(1), step.positions, -1)
+            masked = torch.where(step.masked & steered.unsqueeze(1), step.positions, -1)
             members += [masked, facts.row_of(masked)]
         active = torch.zeros(canvas.batch, canvas.length + 1, dtype=torch.bool, device=valid.device)
         for rows in members:
@@ -281,38 +269,8 @@ class BoE(Sampler):
         wanted = (others.sum(dim=1) * self.bridges).ceil().to(torch.int64)
         return pad_rows(active | top_positions(rank, others, wanted)), forwards
 
-    def _combine(self, step: Step, tis: Tensor, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Normalise, gate and penalise; −∞ outside the candidates."""
-        value = _normalised(tis, chosen, self.normalise)
-        entropy = step.stats.entropy
-        gate = (1.0 - entropy / math.log(step.denoiser.facts.vocab_size)).clamp(0.0, 1.0)
-        if self.gate == "paper":
-            value = value * gate
-        elif self.gate == "positive":
-            value = torch.where(value > 0, value * gate, value)
-        remaining = step.remaining.unsqueeze(1)
-        weight = self.penalty * (remaining if self.penalty_anneal else 1.0)
-        penalty = weight * (self.floor * remaining - entropy).clamp_min(0.0).square()
-        value = torch.where(chosen, value - penalty, -torch.inf)
-        return value, {"gate": gate, "penalty": penalty * torch.ones_like(entropy)}
-
 
 def _compact(positions: Tensor, chosen: Tensor) -> Tensor:
     """The chosen of ``positions`` (B, P) as int64 (B, N), ascending, padded with −1."""
     slots = pad_rows(chosen)
     return torch.where(slots < 0, -1, positions.gather(1, slots.clamp_min(0)))
-
-
-def _normalised(tis: Tensor, chosen: Tensor, how: str) -> Tensor:
-    if how == "none":
-        return tis
-    count = chosen.sum(dim=1, keepdim=True).clamp_min(1)
-    if how == "zscore":
-        mean = torch.where(chosen, tis, 0.0).sum(dim=1, keepdim=True) / count
-        centred = torch.where(chosen, tis - mean, 0.0)
-        spread = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
-        return centred / spread.clamp_min(torch.finfo(tis.dtype).tiny)
-    low = tis.masked_fill(~chosen, torch.inf).amin(dim=1, keepdim=True)
-    high = tis.masked_fill(~chosen, -torch.inf).amax(dim=1, keepdim=True)
-    scaled = (tis - low) / (high - low).clamp_min(torch.finfo(tis.dtype).tiny)
-    return torch.where(chosen, scaled, 0.0)

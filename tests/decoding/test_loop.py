@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from fake_denoiser import MASK, FakeDenoiser, table_of
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from boe import BoE, Confidence, Cosine, FrontLoaded, Random, TokensPerStep, generate
 from boe.canvas import Canvas
+from boe.samplers import Move, Policy, Scores, Step
 
 CONFIDENCES = [0.9, 0.3, 0.8, 0.4, 0.7, 0.5, 0.6, 0.35, 0.85, 0.45]
 
@@ -74,7 +77,14 @@ def test_written_tokens_never_change(sampler: str) -> None:
 
 def test_ties_go_to_the_lowest_position_and_the_lowest_id() -> None:
     flat = FakeDenoiser(torch.zeros(6, 5, dtype=torch.float64))
-    for sampler in ("confidence", "margin", "entropy", "boe"):
+    for sampler in (
+        *("confidence", "margin", "entropy", "boe", "lookahead"),
+        *("eb:gamma=0", "threshold:value=0.9", "klass:confidence=0.9"),
+        "factor:factor=0.1",
+        "pc:frequencies=uniform,decay=0",
+        "p2:steps=3+tokens:temperature=0",
+        "lookum:pool_temperature=0",
+    ):
         result = generate(flat, blank(6), sampler, budget=TokensPerStep(2), trajectory=True)
         assert revealed(result) == [[0, 1], [2, 3], [4, 5]]
         assert result.sequences[0].tolist() == [1] * 6
@@ -470,3 +480,16 @@ def test_generation_does_not_disturb_the_global_random_state() -> None:
     torch.manual_seed(0)
     generate(fake(), blank(6), "random", temperature=1.0)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_policy_that_makes_no_progress_is_an_error_and_not_an_endless_loop() -> None:
+    @dataclass(frozen=True)
+    class Idle(Policy):
+        name = "idle"
+
+        def move(self, step: Step) -> Move:
+            nothing = torch.zeros_like(step.eligible)
+            return Move(nothing, step.proposal, Scores(step.stats.top1))
+
+    with pytest.raises(RuntimeError, match=r"no progress: 3 of 3 masks of sequence 0 are left"):
+        generate(fake(), blank(3), Idle())

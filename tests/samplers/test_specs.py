@@ -1,10 +1,25 @@
-"""Samplers from their names and options."""
+"""Strategies from specification strings, and back."""
 
 from __future__ import annotations
 
 import pytest
 
-from boe import BoE, Confidence, Entropy, Margin, Random, sampler_from
+from boe import BoE, Confidence, Entropy, Margin, Random, Strategy, Tokens, sampler_from, spec_of
+from boe.samplers import (
+    COUNTS,
+    PARTICLES,
+    REMASKS,
+    SAMPLERS,
+    SMC,
+    Ancestral,
+    EntropyBound,
+    ForwardBackward,
+    Klass,
+    LladaLoop,
+    LookUM,
+    RemdmCap,
+    Threshold,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,17 +41,71 @@ from boe import BoE, Confidence, Entropy, Margin, Random, sampler_from
         ("boe:penalty_anneal=true", BoE(penalty_anneal=True)),
         ("boe:penalty_anneal=False", BoE(penalty_anneal=False)),
         ("boe:engine=late,context=full", BoE(engine="late", context="full")),
+        ("boe:penalty=1e+3", BoE(penalty=1000.0)),
+        ("mdlm:steps=none", Ancestral()),
+        ("lookum:threshold=0.8", LookUM(threshold=0.8)),
     ],
 )
-def test_a_specification_names_a_sampler_and_its_options(spec: str, sampler: object) -> None:
+def test_a_specification_names_a_policy_and_its_options(spec: str, sampler: object) -> None:
     assert sampler_from(spec) == sampler
+
+
+@pytest.mark.parametrize(
+    ("spec", "strategy"),
+    [
+        ("boe+eb:gamma=0.05", Strategy(BoE(), count=EntropyBound(0.05))),
+        (
+            "boe:rho=0.5+threshold:value=0.8+remdm-cap",
+            Strategy(BoE(rho=0.5), count=Threshold(0.8), remask=RemdmCap()),
+        ),
+        ("margin+tokens:temperature=0.5", Strategy(Margin(), tokens=Tokens(0.5))),
+        ("klass", Strategy(Confidence(), count=Klass())),
+        ("fb", Strategy(Ancestral(), remask=ForwardBackward())),
+        (
+            "remdm-cap:eta=0.1+tokens:top_p=0.9",
+            Strategy(Ancestral(), remask=RemdmCap(0.1), tokens=Tokens(top_p=0.9)),
+        ),
+        (
+            "smc:particles=3+eb+remdm-llada",
+            Strategy(Confidence(), EntropyBound(), None, LladaLoop(), SMC(3)),
+        ),
+    ],
+)
+def test_further_parts_decide_how_many_what_is_taken_back_and_what_is_written(
+    spec: str, strategy: Strategy
+) -> None:
+    assert sampler_from(spec) == strategy
+
+
+@pytest.mark.parametrize(
+    ("strategy", "spec"),
+    [
+        (BoE(), "boe"),
+        (BoE(alpha=0.0, tolerance=None), "boe:tolerance=none,alpha=0.0"),
+        (BoE(penalty_anneal=True), "boe:penalty_anneal=true"),
+        (Strategy(Entropy(), count=EntropyBound()), "entropy+eb"),
+        (Strategy(Ancestral(steps=9)), "mdlm:steps=9"),
+        (
+            Strategy(BoE(), EntropyBound(0.2), Tokens(0.7, 0.9), RemdmCap(0.1), SMC(every=3)),
+            "boe+eb:gamma=0.2+tokens:temperature=0.7,top_p=0.9+remdm-cap:eta=0.1+smc:every=3",
+        ),
+    ],
+)
+def test_a_strategy_has_a_specification(strategy: object, spec: str) -> None:
+    assert spec_of(strategy) == spec
+    assert Strategy.of(sampler_from(spec)) == Strategy.of(strategy)
+
+
+def test_the_paper_preset_can_be_spelled_out() -> None:
+    assert sampler_from(spec_of(BoE.preset("paper"))) == BoE.preset("paper")
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "sampler must be one of random, confidence, margin, entropy, boe, got ''"),
-        ("bo", "sampler must be one of .*got 'bo'"),
+        ("", "sampler must be one of random, confidence, margin, entropy, boe, .*got ''"),
+        ("bo", "sampler must be one of .*eb.*remdm-cap.*smc.*got 'bo'"),
+        ("tokens", "sampler must be one of .*got 'tokens'"),
         ("boe:beta=1", r"boe has no option 'beta=1'; its options: candidates, rho"),
         ("boe:alpha", "boe has no option 'alpha'"),
         ("confidence:alpha=1", "confidence has no option 'alpha=1'; its options: none"),
@@ -48,6 +117,18 @@ def test_a_specification_names_a_sampler_and_its_options(spec: str, sampler: obj
         ("boe:preset=best", "preset must be one of default, paper, got 'best'"),
         ("boe:alpha=2", r"alpha must be in \[0, 1\], got 2\.0"),
         ("boe:active=candidates", "the zero-gradient combination"),
+        ("boe:alpha=0,alpha=1", "boe has the option alpha twice"),
+        ("boe+what", "a further part must be one of eb, threshold, .*, tokens, got 'what'"),
+        ("boe+margin", "names two policies; a policy comes first, and once"),
+        ("boe+eb+threshold", "has two parts that decide count"),
+        ("eb+klass", "has two parts that decide count"),
+        ("gibbs", "reward_fn must be given"),
+        ("gibbs:reward_fn=f", "reward_fn has no text form; pass it in Python"),
+        ("smc:particles=1", "particles must be at least 2, got 1"),
+        ("smc:every=0", "every must be at least 1, got 0"),
+        ("smc:potential=luck", "potential must be one of likelihood, certainty, got 'luck'"),
+        ("smc:ess=2", r"ess must be in \[0, 1\], got 2\.0"),
+        ("smc:temperature=0", "temperature must be finite and above 0, got 0.0"),
     ],
 )
 def test_a_wrong_specification_is_refused_with_the_reason(spec: str, message: str) -> None:
@@ -55,6 +136,23 @@ def test_a_wrong_specification_is_refused_with_the_reason(spec: str, message: st
         sampler_from(spec)
 
 
-def test_an_option_given_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="alpha"):
-        sampler_from("boe:alpha=0,alpha=1")
+def test_names_are_unique_and_those_of_their_classes() -> None:
+    tables = (SAMPLERS, COUNTS, REMASKS, PARTICLES)
+    names = [name for table in tables for name in table]
+    assert len(set(names)) == len(names)
+    assert all(kind.name == name for table in tables for name, kind in table.items())
+    assert all(
+        kind.home in SAMPLERS for table in (COUNTS, REMASKS, PARTICLES) for kind in table.values()
+    )
+
+
+def test_every_part_says_what_it_is_and_where_it_comes_from() -> None:
+    for table in (SAMPLERS, COUNTS, REMASKS, PARTICLES):
+        for kind in table.values():
+            # A dataclass without a docstring gets its signature for one.
+            assert not kind.__doc__.startswith(kind.__name__ + "(")
+
+
+def test_a_strategy_holds_a_policy() -> None:
+    with pytest.raises(TypeError, match="which must be a policy, got str"):
+        Strategy("boe")

@@ -1,0 +1,155 @@
+"""Sequences being decoded: what the host knows of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from boe.decoding.records import Item
+from boe.samplers.budgets import Budget
+from boe.samplers.memory import RowMemory
+from boe.samplers.step import Clock, Ready
+from boe.samplers.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch [start, end) of positions that is decoded before the next.
+
+    Attributes:
+        masks: how many masks it had.
+        plan: by how many masks each step is to shrink it.
+        planned: how many steps the budget plans.
+        total: how many steps the policy wants, of which it takes at least ``least``,
+            though no mask be left.
+    """
+
+    start: int
+    end: int
+    masks: int
+    plan: tuple[int, ...]
+    planned: int
+    total: int
+    least: int
+
+
+@dataclass
+class Row:
+    """One sequence being decoded.
+
+    Attributes:
+        item: its ids are those of the last time that the row left the batch.
+        number: its place among the sequences.
+        key: seeds its random draws, with the step and purpose.
+        given: bool (L,), its tokens at the start.
+        masks: masks at the start.
+        blocks: those not yet done; the first is current.
+        index: steps taken in the current block, and left: masks left in it.
+        ready: the prediction of its next step, if a forward already showed it.
+        memory: what the policy remembers, while the row is out of the batch.
+        log_likelihood: Σ ln p of the tokens revealed so far, where it is asked for.
+        reports: whether its steps are told to the caller.
+    """
+
+    item: Item
+    number: int
+    key: str
+    given: Tensor
+    masks: int
+    blocks: list[Block]
+    index: int = 0
+    left: int = 0
+    ready: Ready | None = None
+    memory: RowMemory = field(default_factory=dict)
+    log_likelihood: float = 0.0
+    reports: bool = True
+
+    def __post_init__(self) -> None:
+        self.left = self.blocks[0].masks if self.blocks else 0
+
+    @property
+    def done(self) -> bool:
+        return not self.blocks
+
+    @property
+    def remaining(self) -> float:
+        """Masks left over masks at the start."""
+        return (self.left + sum(block.masks for block in self.blocks[1:])) / self.masks
+
+    def clock(self) -> Clock:
+        """Where the row stands before its next step."""
+        block = self.blocks[0]
+        change = block.plan[self.index] if self.index < len(block.plan) else max(block.plan)
+        return Clock(
+            index=self.index,
+            total=block.total,
+            planned=block.planned,
+            change=min(change, self.left),
+            left=self.left,
+            masks=block.masks,
+            start=block.start,
+            end=block.end,
+        )
+
+    def advance(self, left: int) -> None:
+        """Note a step after which ``left`` masks are left in the current block.
+
+        Raises:
+            RuntimeError: the policy has had all its steps, and one more for every mask.
+        """
+        self.index += 1
+        self.left = left
+        block = self.blocks[0]
+        if left and self.index > max(block.total, block.least) + block.masks:
+            raise RuntimeError(
+                f"the strategy makes no progress: {left} of {block.masks} masks of sequence "
+                f"{self.number} are left after {self.index} steps"
+            )
+        if left == 0 and self.index >= block.least:
+            self.blocks = self.blocks[1:]
+            self.index = 0
+            self.left = self.blocks[0].masks if self.blocks else 0
+
+
+def blocks_of(
+    masked: Tensor, budget: Budget, block_length: int | None, strategy: Strategy
+) -> list[Block]:
+    """The blocks that hold the masks of ``masked``, bool (L,), each with its plan."""
+    positions = masked.nonzero().flatten().tolist()
+    if not positions:
+        return []
+    first = positions[0]
+    if block_length is None:
+        stretches = {(first, positions[-1] + 1): len(positions)}
+    else:
+        stretches = {}
+        for position in positions:
+            start = first + (position - first) // block_length * block_length
+            stretch = (start, start + block_length)
+            stretches[stretch] = stretches.get(stretch, 0) + 1
+    blocks = []
+    for (start, end), masks in stretches.items():
+        planned = budget.plan(masks, len(stretches))
+        plan = strategy.plan(planned)
+        blocks.append(
+            Block(
+                start,
+                end,
+                masks,
+                plan,
+                planned=len(planned),
+                total=strategy.duration(plan),
+                least=strategy.least_steps(plan),
+            )
+        )
+    return blocks
+
+
+def pad_flags(flags: list[Tensor], length: int) -> Tensor:
+    """bool (B, length) from flags (L,) of any lengths."""
+    padded = torch.zeros(len(flags), length, dtype=torch.bool, device=flags[0].device)
+    for row, flag in zip(padded, flags, strict=True):
+        row[: len(flag)] = flag
+    return padded

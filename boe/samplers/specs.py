@@ -1,0 +1,166 @@
+"""Strategies from specification strings, and back.
+
+``boe:rho=0.5+eb:gamma=0.05+tokens:temperature=0.7``: parts separated by "+", each a name
+and options. The first names a policy, or a count, remasking or particle rule, which
+then goes with the policy it was made for: ``eb`` is ``entropy+eb``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields
+from typing import Any, get_args, get_type_hints
+
+from boe.samplers.ancestral import DFM, SEDD, Ancestral
+from boe.samplers.base import Count, Policy, Remask
+from boe.samplers.boe import BoE
+from boe.samplers.counting import EntropyBound, Factor, Klass, Threshold
+from boe.samplers.greedy import Confidence, Entropy, Margin, Random
+from boe.samplers.llada_remask import LladaLoop
+from boe.samplers.lookahead import Lookahead
+from boe.samplers.lookum import LookUM
+from boe.samplers.maskgit import MaskGIT
+from boe.samplers.p2 import P2
+from boe.samplers.particles import SMC, ParticleGibbs, Particles
+from boe.samplers.pc import PCSampler
+from boe.samplers.remdm import ForwardBackward, RemdmCap, RemdmConf, RemdmLoop, RemdmRescale
+from boe.samplers.strategy import Strategy
+from boe.samplers.tokens import Tokens
+
+Part = Policy | Count | Remask | Particles | Tokens
+
+SAMPLERS: dict[str, type[Policy]] = {
+    kind.name: kind
+    for kind in (
+        *(Random, Confidence, Margin, Entropy, BoE),
+        *(PCSampler, MaskGIT, Lookahead, LookUM),
+        *(Ancestral, SEDD, DFM, P2),
+    )
+}
+COUNTS: dict[str, type[Count]] = {
+    kind.name: kind for kind in (EntropyBound, Threshold, Factor, Klass)
+}
+REMASKS: dict[str, type[Remask]] = {
+    kind.name: kind
+    for kind in (RemdmCap, RemdmRescale, RemdmConf, RemdmLoop, ForwardBackward, LladaLoop)
+}
+PARTICLES: dict[str, type[Particles]] = {kind.name: kind for kind in (SMC, ParticleGibbs)}
+
+# "+" separates parts, but not in a number such as 1e+3.
+_SEPARATOR = re.compile(r"\+(?=[A-Za-z])")
+
+
+def sampler_from(spec: str) -> Policy | Strategy:
+    """A policy, or a strategy of several parts, from names and options.
+
+    ``boe``, ``boe:preset=paper``, ``boe:alpha=1,rho=0.5``, ``klass``, ``boe+eb:gamma=0.05``,
+    ``mdlm+remdm-cap+tokens:top_p=0.9``.
+
+    Raises:
+        ValueError: unknown part or option, a value that does not fit, or parts that do not
+            go together.
+    """
+    first, *others = _SEPARATOR.split(spec)
+    homes: dict[str, type[Count] | type[Remask] | type[Particles]]
+    homes = {**COUNTS, **REMASKS, **PARTICLES}
+    if first.partition(":")[0] in homes:
+        others = [first, *others]
+        first = homes[first.partition(":")[0]].home
+    name = first.partition(":")[0]
+    if name not in SAMPLERS:
+        known = ", ".join((*SAMPLERS, *homes))
+        raise ValueError(f"sampler must be one of {known}, got {name!r}")
+    policy = _part(first, SAMPLERS[name])
+    assert isinstance(policy, Policy)
+    if not others:
+        return policy
+    chosen: dict[str, Any] = {}
+    for text in others:
+        part = _part(text, _kind_of(text, spec))
+        place = _place(part)
+        if place in chosen:
+            raise ValueError(f"{spec!r} has two parts that decide {place}")
+        chosen[place] = part
+    return Strategy(policy, **chosen)
+
+
+def spec_of(strategy: Policy | Strategy) -> str:
+    """The specification string of a strategy; options at their defaults are left out.
+
+    Raises:
+        ValueError: an option that has no text form, such as a function.
+    """
+    if isinstance(strategy, Policy):
+        return _text(strategy)
+    parts = (strategy.count, strategy.tokens, strategy.remask, strategy.particles)
+    return "+".join([_text(strategy.which), *(_text(part) for part in parts if part is not None)])
+
+
+def _kind_of(text: str, spec: str) -> type[Part]:
+    kinds: dict[str, type[Part]] = {**COUNTS, **REMASKS, **PARTICLES, Tokens.name: Tokens}
+    name = text.partition(":")[0]
+    if name in SAMPLERS:
+        raise ValueError(f"{spec!r} names two policies; a policy comes first, and once")
+    if name not in kinds:
+        raise ValueError(f"a further part must be one of {', '.join(kinds)}, got {name!r}")
+    return kinds[name]
+
+
+def _place(part: Part) -> str:
+    """The field of a strategy that the part belongs in."""
+    for kind, place in ((Count, "count"), (Remask, "remask"), (Particles, "particles")):
+        if isinstance(part, kind):
+            return place
+    return "tokens"
+
+
+def _part(text: str, kind: type[Part]) -> Part:
+    """One part from its name and options."""
+    name, _, options = text.partition(":")
+    hints = get_type_hints(kind)
+    known = {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        key, equals, value = option.partition("=")
+        if not equals or (key not in known and not (key == "preset" and kind is BoE)):
+            offered = ", ".join(known) or "none"
+            raise ValueError(f"{name} has no option {option!r}; its options: {offered}")
+        if key in values:
+            raise ValueError(f"{name} has the option {key} twice in {text!r}")
+        values[key] = value if key == "preset" else _parse(key, value, known[key])
+    if kind is BoE:
+        return BoE.preset(values.pop("preset", "default"), **values)
+    return kind(**values)
+
+
+def _parse(key: str, text: str, kind: Any) -> Any:
+    accepted = get_args(kind) or (kind,)
+    if type(None) in accepted and text == "none":
+        return None
+    try:
+        if bool in accepted:
+            return {"true": True, "false": False}[text.lower()]
+        for number in (int, float):
+            if number in accepted:
+                return number(text)
+    except (ValueError, KeyError):
+        names = " or ".join(getattr(one, "__name__", str(one)) for one in accepted)
+        raise ValueError(f"{key} must be {names}, got {text!r}") from None
+    if not any(one is str or isinstance(one, str) for one in accepted):
+        raise ValueError(f"{key} has no text form; pass it in Python")
+    return text
+
+
+def _text(part: Part) -> str:
+    """One part as text."""
+    options = []
+    for field in fields(part):  # type: ignore[arg-type]
+        value = getattr(part, field.name)
+        if field.default is not MISSING and value == field.default:
+            continue
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{part.name}: {field.name} has no text form, got {value!r}")
+        plain = {None: "none", True: "true", False: "false"}
+        text = plain[value] if value is None or isinstance(value, bool) else str(value)
+        options.append(f"{field.name}={text}")
+    return part.name + (":" + ",".join(options) if options else "")

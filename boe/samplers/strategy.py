@@ -1,0 +1,91 @@
+"""A whole decoding strategy: which, how many, with what, and what is taken back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from boe.denoisers.base import Keep
+from boe.samplers.ancestral import Ancestral
+from boe.samplers.base import Clock, Count, Move, Policy, Remask, Sampler, Step, choose
+from boe.samplers.particles import Particles
+from boe.samplers.remdm import Renoise
+from boe.samplers.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Choices that are made separately, put together.
+
+    Attributes:
+        which: the policy; a ranking sampler can be combined with everything below, an
+            ancestral one with the ReMDM remasking rules, tokens and particles, any other
+            with tokens and particles.
+        count: how many positions a step reveals; the budget's plan if ``None``.
+        tokens: how tokens are drawn; the policy's own way if ``None``.
+        remask: what is taken back; what the policy itself takes back if ``None``.
+        particles: several trajectories per sequence; one if ``None``.
+
+    Raises:
+        ValueError: parts that do not go together.
+    """
+
+    which: Policy
+    count: Count | None = None
+    tokens: Tokens | None = None
+    remask: Remask | None = None
+    particles: Particles | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.which, Policy):
+            raise TypeError(f"which must be a policy, got {type(self.which).__name__}")
+        name = self.which.name
+        if self.count is not None and not isinstance(self.which, Sampler):
+            raise ValueError(
+                f"count={self.count.name!r} needs a policy that ranks positions; {name} decides "
+                "itself how many it reveals"
+            )
+        ancestral = isinstance(self.which, Ancestral) and self.which.renoises
+        fits = isinstance(self.which, Sampler) or (
+            ancestral and (self.remask is None or isinstance(self.remask, Renoise))
+        )
+        if self.remask is not None and not fits:
+            raise ValueError(
+                f"remask={self.remask.name!r} does not go with {name}, which decides itself what "
+                "is taken back"
+            )
+
+    @classmethod
+    def of(cls, policy: Policy | Strategy) -> Strategy:
+        """The policy as a strategy."""
+        return policy if isinstance(policy, Strategy) else cls(policy)
+
+    @property
+    def keep(self) -> Keep:
+        return self.which.keep
+
+    def plan(self, planned: tuple[int, ...]) -> tuple[int, ...]:
+        own = self.which.plan(planned)
+        return own if self.remask is None else self.remask.plan(own)
+
+    def duration(self, plan: tuple[int, ...]) -> int:
+        return self.which.duration(plan)
+
+    def least_steps(self, plan: tuple[int, ...]) -> int:
+        """How many steps of a block are taken though no mask be left."""
+        if self.which.takes_back or (self.remask is not None and isinstance(self.which, Ancestral)):
+            return self.duration(plan)
+        return max((k + 1 for k, change in enumerate(plan) if change < 0), default=0)
+
+    def observes(self, clock: Clock) -> bool:
+        return self.which.observes(clock) or (
+            self.remask is not None and self.remask.observes(clock)
+        )
+
+    def move(self, step: Step) -> Move:
+        if self.count is None and self.remask is None:
+            return self.which.move(step)
+        if isinstance(self.which, Sampler):
+            return choose(step, self.which, self.count, self.remask)
+        assert isinstance(self.which, Ancestral)
+        assert isinstance(self.remask, Renoise)
+        return self.which.transition(step, self.remask)

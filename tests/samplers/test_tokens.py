@@ -1,0 +1,101 @@
+"""What is written: temperature, nucleus, and which of them counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fake_denoiser import MASK, FakeDenoiser, table_of
+
+from boe import FrontLoaded, Tokens, generate, sampler_from
+
+ROW = torch.tensor([5.0, 0.45, 0.3, 0.15, 0.1], dtype=torch.float64).log()  # id 0 is the mask
+
+
+def counts(spec: str = "random", count: int = 8000, row: torch.Tensor = ROW, **options: object):
+    denoiser = FakeDenoiser(row.expand(count, -1))
+    canvas = torch.full((count,), MASK)
+    result = generate(denoiser, canvas, spec, budget=FrontLoaded(1), seed=3, **options)
+    return result.sequences[0].bincount(minlength=len(row)).double()
+
+
+def chi_square(seen: torch.Tensor, p: torch.Tensor) -> float:
+    expected = seen.sum() * p
+    possible = expected > 0
+    assert float(seen[~possible].sum()) == 0
+    return float(((seen - expected) ** 2 / expected)[possible].sum())
+
+
+@pytest.mark.parametrize(
+    ("top_p", "nucleus"),
+    [
+        (0.05, [0.45]),  # always the first
+        (0.45, [0.45]),
+        (0.74, [0.45]),  # 0.45 + 0.3 is more than that
+        (0.76, [0.45, 0.3]),  # the cumulative probability is inclusive
+        (0.91, [0.45, 0.3, 0.15]),
+        (1.0, [0.45, 0.3, 0.15, 0.1]),
+    ],
+)
+def test_the_nucleus_holds_the_first_and_all_within_the_inclusive_cumulative_probability(
+    top_p: float, nucleus: list[float]
+) -> None:
+    p = torch.zeros(5, dtype=torch.float64)
+    p[1 : 1 + len(nucleus)] = torch.tensor(nucleus, dtype=torch.float64) / sum(nucleus)
+    assert chi_square(counts(temperature=1.0, top_p=top_p), p) < 16.3  # 3 df, 0.1 %
+
+
+def test_the_nucleus_is_that_of_the_tempered_distribution() -> None:
+    # At temperature 0.25 the first token has 0.83 of the whole: the nucleus of 0.9 is it alone.
+    assert counts(temperature=0.25, top_p=0.9)[2:].sum() == 0
+    assert counts(temperature=1.0, top_p=0.91)[3] > 0
+
+
+def test_ties_at_the_edge_of_the_nucleus_go_to_the_lowest_id() -> None:
+    row = torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25], dtype=torch.float64).log()
+    seen = counts(row=row, temperature=1.0, top_p=0.6)
+    assert (seen > 0).tolist() == [False, True, True, False, False]
+
+
+def test_the_callers_temperature_goes_before_the_strategys_and_that_before_the_policys() -> None:
+    greedy = [0.0, 8000.0, 0.0, 0.0, 0.0]
+    assert counts("random").tolist() == greedy
+    assert counts("random+tokens:temperature=1").tolist() != greedy
+    assert counts("random+tokens:temperature=1", temperature=0.0).tolist() == greedy
+    assert counts("maskgit").tolist() != greedy
+    assert counts("maskgit+tokens:temperature=0").tolist() == greedy
+    assert counts("maskgit+tokens:top_p=0.2").tolist() == greedy, "the policy's temperature, 1"
+    assert counts("maskgit+tokens:top_p=0.2", top_p=1.0).tolist() != greedy
+
+
+def test_confidence_is_untempered_and_untruncated() -> None:
+    denoiser = FakeDenoiser(table_of([0.6, 0.5]))
+    item = generate(
+        denoiser,
+        torch.full((2,), MASK),
+        "confidence",
+        temperature=0.5,
+        top_p=0.5,
+        trajectory=True,
+    ).items[0]
+    assert item.trajectory[0].scores.tolist() == pytest.approx([0.6, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be finite and not negative, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be finite and not negative, got nan"),
+        ({"temperature": 1.0, "top_p": 0.0}, r"top_p must be in \(0, 1\], got 0\.0"),
+        ({"temperature": 1.0, "top_p": 1.1}, r"top_p must be in \(0, 1\], got 1\.1"),
+        ({"top_p": 0.9}, r"top_p = 0\.9 has no effect at temperature 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        counts(count=4, **options)
+
+
+def test_tokens_are_checked_when_they_are_made() -> None:
+    assert sampler_from("mdlm+tokens:top_p=0.9").tokens == Tokens(None, 0.9)
+    with pytest.raises(ValueError, match="temperature must be finite"):
+        Tokens(temperature=-0.5)
