@@ -21,20 +21,21 @@ from boe.denoisers.base import (
     slots_of,
     take_rows,
 )
+from boe.denoisers.frozen_products import FrozenProducts
 from boe_kernels import DeferredRows, entropy_stats, inject_soft_embeddings
 
 if TYPE_CHECKING:
-    from boe.denoisers.transformers_model import TransformersDenoiser
+    from boe.denoisers.attention_denoiser import AttentionDenoiser
 
 
 def replay_gradient(
-    denoiser: TransformersDenoiser, prediction: Prediction, request: GradientRequest
+    denoiser: AttentionDenoiser, prediction: Prediction, request: GradientRequest
 ) -> EntropyGradient:
     """Gradient from the active rows alone: |A| rows forward, |A| rows backward."""
     facts, state, canvas = denoiser.facts, prediction.state, prediction.canvas
     layers: list[LayerCall] = state.layers
     forwards = 0
-    if request.alpha != 0.0 and request.context == "full":
+    if request.context == "full" and (request.alpha != 0.0 or facts.time_conditioned):
         with torch.no_grad():
             embeds, _ = soft_canvas(denoiser, prediction, request)
             second = Recording()
@@ -48,7 +49,7 @@ def replay_gradient(
         embeds: Tensor, rows: Tensor, probe_rows: Tensor, local: bool
     ) -> tuple[Tensor, Tensor]:
         leaf = embeds.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), FrozenProducts():
             entropy = denoiser.summed_entropy(
                 leaf,
                 Replaying(layers, rows, local=local),
@@ -84,7 +85,7 @@ def replay_gradient(
 
 
 def graph_gradient(
-    denoiser: TransformersDenoiser, prediction: Prediction, request: GradientRequest
+    denoiser: AttentionDenoiser, prediction: Prediction, request: GradientRequest
 ) -> EntropyGradient:
     """Gradient through a whole forward: attention sparse ("late") or dense, the rest dense."""
     if request.subtract_self:
@@ -106,9 +107,10 @@ def graph_gradient(
             entropy = entropy_stats(take_rows(state.logits, slots)).entropy
             surrogate = torch.where(slots >= 0, entropy, 0.0).sum(dim=1)
         elif request.context == "frozen":
+            lacks = "holds no soft writes" if request.alpha else "is of another time"
             raise ValueError(
                 f"context='frozen' at alpha = {request.alpha} needs engine='replay': a graph of "
-                "the current forward holds no soft writes; use context='full'"
+                f"the current forward {lacks}; use context='full'"
             )
         else:
             forwards = 1
@@ -134,7 +136,7 @@ def graph_gradient(
 
 
 def soft_canvas(
-    denoiser: TransformersDenoiser, prediction: Prediction, request: GradientRequest
+    denoiser: AttentionDenoiser, prediction: Prediction, request: GradientRequest
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of the whole canvas with the candidates' soft writes, and Δe."""
     embeds = prediction.state.embeds.detach()
@@ -142,7 +144,7 @@ def soft_canvas(
 
 
 def _inject(
-    denoiser: TransformersDenoiser,
+    denoiser: AttentionDenoiser,
     embeds: Tensor,
     slots: Tensor,
     prediction: Prediction,

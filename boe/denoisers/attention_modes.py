@@ -165,6 +165,8 @@ def boe_attention(
         raise ValueError(
             f"{ATTENTION_NAME} takes a padding mask (B, L), got {tuple(attention_mask.shape)}"
         )
+    # Rotated in float32 by models that do so (LLaDA), and rounded only here.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # transformers passes 1 + the distance to which a layer sees.
     window = None if sliding_window is None else sliding_window - 1

@@ -83,11 +83,14 @@ class GradientRequest:
         active: rows A through which the backward may pass, ascending. They must include
             the candidates; a probe whose row is not active contributes nothing.
         alpha: candidates are evaluated at e_m + α·Δe.
-        context: at α > 0, whether rows outside A keep the keys and values of the current
-            forward ("frozen") or a second forward is run with the soft writes ("full").
+        context: whether rows outside A keep the keys and values of the current forward
+            ("frozen") or a second forward is run with the soft writes ("full"). Only
+            matters at α > 0, and in time-conditioned models.
         engine: "replay", "late" or "dense".
         subtract_self: remove each candidate's own entropy from its gradient, row-locally.
         top_k: soft writes use the k most probable ids only.
+        revealed: int64 (B,), how many positions this step reveals, by default 1 each.
+            Time-conditioned models take the surrogate at the time that follows.
     """
 
     candidates: Tensor
@@ -98,6 +101,7 @@ class GradientRequest:
     engine: Engine = "replay"
     subtract_self: bool = False
     top_k: int | None = None
+    revealed: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def probe(denoiser: TransformersDenoiser, mask_id: int) -> Capabilities:
         )
     embeds = denoiser.embedding(ids)
     scale = float(getattr(denoiser.embedding, "embed_scale", 1.0))
-    if not _agree(denoiser.embedding.weight[ids] * scale, embeds):
+    if not agree(denoiser.embedding.weight[ids] * scale, embeds):
         raise UnsupportedModel(f"the input embeddings of {name} are not a lookup in a table")
     offset = _position_offset(denoiser, embeds, expected, scale)
     denoiser.capabilities = Capabilities(offset, scale)
@@ -69,7 +69,7 @@ def probe(denoiser: TransformersDenoiser, mask_id: int) -> Capabilities:
     recording = Recording()
     whole = denoiser.run(embeds, recording, everything)
     head = denoiser.head
-    linear_head = isinstance(head, nn.Linear) and _agree(
+    linear_head = isinstance(head, nn.Linear) and agree(
         linear(whole.picked, head.weight, head.bias), whole.logits
     )
     replayed = denoiser.run(
@@ -79,7 +79,7 @@ def probe(denoiser: TransformersDenoiser, mask_id: int) -> Capabilities:
         position_ids=rows,
     ).logits
     refusal = None
-    if not _agree(replayed, take_rows(whole.logits, rows)):
+    if not agree(replayed, take_rows(whole.logits, rows)):
         refusal = "its rows do not depend on each other through attention only"
     return Capabilities(offset, scale, linear_head, refusal)
 
@@ -105,7 +105,7 @@ def _position_offset(
     ]
     for offset in (0, *tables):
         denoiser.capabilities = Capabilities(offset, scale)
-        if _agree(denoiser.run(embeds, Plain(), everything).logits, expected):
+        if agree(denoiser.run(embeds, Plain(), everything).logits, expected):
             return offset
     raise UnsupportedModel(
         f"{type(denoiser.model).__name__} gives other logits from inputs_embeds and position_ids "
@@ -113,7 +113,7 @@ def _position_offset(
     )
 
 
-def _agree(ours: Tensor, theirs: Tensor) -> bool:
+def agree(ours: Tensor, theirs: Tensor) -> bool:
     """Equal up to the rounding of a forward in the tensors' dtype."""
     tolerance = torch.finfo(theirs.dtype).eps ** 0.75 * float(theirs.abs().max().clamp_min(1e-6))
     return float((ours - theirs).abs().max()) <= tolerance

@@ -1,0 +1,29 @@
+"""Checkpoints of published masked diffusion models, without their remote code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from boe.denoisers.published import diffusion_transformers, dream, llada
+from boe.denoisers.published.blueprint import FORMAT_KEY, Blueprint
+
+__all__ = ["FORMATS", "FORMAT_KEY", "Blueprint", "blueprint_of"]
+
+FORMATS = {
+    "llada": (llada.recognises, llada.blueprint),
+    "dream": (dream.recognises, dream.blueprint),
+    "mdlm": (diffusion_transformers.recognises_mdlm, diffusion_transformers.mdlm_blueprint),
+    "sedd": (diffusion_transformers.recognises_sedd, diffusion_transformers.sedd_blueprint),
+}
+
+
+def blueprint_of(config: dict[str, Any]) -> Blueprint | None:
+    """How to build what ``config.json`` describes, or ``None`` if it is none of ours.
+
+    Raises:
+        UnsupportedModel: it is one of ours, but with a setting that we do not compute.
+    """
+    for recognises, blueprint in FORMATS.values():
+        if recognises(config):
+            return blueprint(config)
+    return None

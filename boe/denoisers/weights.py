@@ -1,0 +1,121 @@
+"""From the names of a checkpoint to the parameters of a model, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from boe.denoisers.checkpoint import Checkpoint, CheckpointError, listed
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """How the tensors of a checkpoint compare with the parameters of a model.
+
+    Attributes:
+        missing: names that the model needs and the checkpoint lacks.
+        unexpected: names that the model has no place for.
+        misshaped: (name, shape in the checkpoint, shape in the model).
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.misshaped)
+
+    def __str__(self) -> str:
+        parts = [
+            listed(f"{len(names)} {what}", list(names))
+            for what, names in (("missing", self.missing), ("unexpected", self.unexpected))
+            if names
+        ]
+        if self.misshaped:
+            shapes = [
+                f"{name} is {list(got)}, not {list(due)}" for name, got, due in self.misshaped
+            ]
+            parts.append(listed(f"{len(shapes)} of another shape", shapes))
+        return "; ".join(parts) or "all weights fit"
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Names in the checkpoint and the parameters that they become.
+
+    Attributes:
+        names: parameter of the model by name in the checkpoint.
+        optional: names in the checkpoint that may be absent, because the model computes
+            them itself.
+        ignored: names in the checkpoint that carry nothing the model needs.
+    """
+
+    names: Mapping[str, str]
+    optional: frozenset[str] = field(default_factory=frozenset)
+    ignored: frozenset[str] = field(default_factory=frozenset)
+
+    def compare(self, checkpoint: Checkpoint, model: nn.Module) -> KeyReport:
+        """What does not fit, found from headers alone."""
+        stored = checkpoint.tensors
+        shapes = {name: tuple(t.shape) for name, t in _places(model).items()}
+        needed = [name for name in self.names if name not in self.optional]
+        return KeyReport(
+            missing=tuple(name for name in needed if name not in stored),
+            unexpected=tuple(
+                name for name in stored if name not in self.names and name not in self.ignored
+            ),
+            misshaped=tuple(
+                (name, stored[name].shape, shapes[place])
+                for name, place in self.names.items()
+                if name in stored and stored[name].shape != shapes[place]
+            ),
+        )
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    keys: KeyMap,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Fill ``model``, built without memory (on the meta device), from ``checkpoint``.
+
+    A parameter comes into being when its tensor is read, on ``device`` and in ``dtype``
+    (the checkpoint's own by default), so that there are never two copies of the model.
+
+    Raises:
+        CheckpointError: weights are missing, unexpected, of another shape or unreadable.
+    """
+    report = keys.compare(checkpoint, model)
+    if not report.fits:
+        raise CheckpointError(f"cannot load {checkpoint.folder}: weights do not fit: {report}")
+    dtype = checkpoint.dtype if dtype is None else dtype
+    for name, tensor in checkpoint.stream(device):
+        place = keys.names.get(name)
+        if place is None:
+            continue
+        owner_name, _, leaf = place.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        if leaf in owner._buffers:
+            owner.register_buffer(leaf, tensor)
+        else:
+            setattr(owner, leaf, nn.Parameter(tensor.to(dtype), requires_grad=False))
+    tie: Callable[[], None] | None = getattr(model, "tie_weights", None)
+    if tie is not None:
+        tie()
+    hollow = [name for name, tensor in _places(model).items() if tensor.is_meta]
+    if hollow:
+        raise CheckpointError(
+            f"cannot load {checkpoint.folder}: {listed('no weights for', hollow)}"
+        )
+    model.to(device)
+
+
+def _places(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -1,0 +1,272 @@
+"""Tiny random checkpoints of the published models: their config keys, parameter names,
+shards and index, written file by file as the Hub serves them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from published_references import dit_logits, dream_logits, llada_logits
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from boe.denoisers.attention_denoiser import AttentionDenoiser
+from boe.denoisers.checkpoint import Checkpoint
+from boe.denoisers.loading import build_published
+from boe.denoisers.published import blueprint_of
+
+LLADA = {
+    "model_type": "llada",
+    "architectures": ["LLaDAModelLM"],
+    "auto_map": {"AutoConfig": "configuration_llada.LLaDAConfig"},
+    "d_model": 32,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "n_layers": 3,
+    "mlp_hidden_size": 48,
+    "mlp_ratio": 4,
+    "vocab_size": 44,
+    "embedding_size": 44,
+    "max_sequence_length": 40,
+    "rms_norm_eps": 1e-5,
+    "rope": True,
+    "rope_full_precision": True,
+    "rope_theta": 500000.0,
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "weight_tying": False,
+    "input_emb_norm": False,
+    "scale_logits": False,
+    "alibi": False,
+    "mask_token_id": 40,
+    "eos_token_id": 38,
+    "pad_token_id": 38,
+}
+DREAM = {
+    "model_type": "Dream",
+    "architectures": ["DreamModel"],
+    "auto_map": {"AutoModel": "modeling_dream.DreamModel"},
+    "vocab_size": 44,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 40,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "rope_scaling": None,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "use_mrope": False,
+    "tie_word_embeddings": False,
+    "mask_token_id": 40,
+    "pad_token_id": 38,
+    "eos_token_id": 38,
+}
+MDLM = {
+    "model_type": "mdlm",
+    "architectures": ["MDLM"],
+    "auto_map": {"AutoModelForMaskedLM": "modeling_mdlm.MDLM"},
+    "vocab_size": 41,
+    "model_length": 40,
+    "hidden_dim": 32,
+    "cond_dim": 16,
+    "n_blocks": 3,
+    "n_heads": 4,
+    "dropout": 0.1,
+    "time_conditioning": False,
+}
+SEDD = {
+    "ngpus": 8,
+    "tokens": 40,
+    "graph": {"type": "absorb", "file": "data", "report_all": False},
+    "noise": {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20},
+    "model": {
+        "name": "small",
+        "type": "ddit",
+        "hidden_size": 32,
+        "cond_dim": 16,
+        "length": 40,
+        "n_blocks": 3,
+        "n_heads": 4,
+        "scale_by_sigma": True,
+        "dropout": 0.1,
+    },
+}
+CONFIGS = {"llada": LLADA, "dream": DREAM, "mdlm": MDLM, "sedd": SEDD}
+MODELS = tuple(CONFIGS)
+MASK = 40
+WORDS = 38
+SHIFT = {"dream": -1}
+
+
+def published_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint, listed by hand."""
+    kind = "sedd" if "graph" in config else config["model_type"].lower()
+    if kind == "llada":
+        d, v, f = config["d_model"], config["embedding_size"], config["mlp_hidden_size"]
+        kv = d // config["n_heads"] * config["n_kv_heads"]
+        shapes = {"model.transformer.wte.weight": (v, d), "model.transformer.ln_f.weight": (d,)}
+        for layer in range(config["n_layers"]):
+            b = f"model.transformer.blocks.{layer}"
+            for norm in ("attn_norm", "ff_norm"):
+                shapes[f"{b}.{norm}.weight"] = (d,)
+            shapes |= {f"{b}.q_proj.weight": (d, d), f"{b}.attn_out.weight": (d, d)}
+            shapes |= {f"{b}.k_proj.weight": (kv, d), f"{b}.v_proj.weight": (kv, d)}
+            shapes |= {f"{b}.ff_proj.weight": (f, d), f"{b}.up_proj.weight": (f, d)}
+            shapes[f"{b}.ff_out.weight"] = (d, f)
+        if not config["weight_tying"]:
+            shapes["model.transformer.ff_out.weight"] = (v, d)
+        return shapes
+    if kind == "dream":
+        d, v, f = config["hidden_size"], config["vocab_size"], config["intermediate_size"]
+        kv = d // config["num_attention_heads"] * config["num_key_value_heads"]
+        shapes = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
+        for layer in range(config["num_hidden_layers"]):
+            b = f"model.layers.{layer}"
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                shapes[f"{b}.{norm}.weight"] = (d,)
+            for part, rows in (("q", d), ("k", kv), ("v", kv)):
+                shapes[f"{b}.self_attn.{part}_proj.weight"] = (rows, d)
+                shapes[f"{b}.self_attn.{part}_proj.bias"] = (rows,)
+            shapes[f"{b}.self_attn.o_proj.weight"] = (d, d)
+            shapes |= {f"{b}.mlp.gate_proj.weight": (f, d), f"{b}.mlp.up_proj.weight": (f, d)}
+            shapes[f"{b}.mlp.down_proj.weight"] = (d, f)
+        shapes["lm_head.weight"] = (v, d)
+        return shapes
+    if kind == "mdlm":
+        d, c, blocks, v = (config[k] for k in ("hidden_dim", "cond_dim", "n_blocks", "vocab_size"))
+        heads, prefix = config["n_heads"], "backbone."
+    else:
+        model = config["model"]
+        d, c, blocks, heads = (model[k] for k in ("hidden_size", "cond_dim", "n_blocks", "n_heads"))
+        v, prefix = config["tokens"] + 1, ""
+    shapes = {
+        "vocab_embed.embedding": (v, d),
+        "sigma_map.mlp.0.weight": (c, 256),
+        "sigma_map.mlp.0.bias": (c,),
+        "sigma_map.mlp.2.weight": (c, c),
+        "sigma_map.mlp.2.bias": (c,),
+        "rotary_emb.inv_freq": (d // heads // 2,),
+        "output_layer.norm_final.weight": (d,),
+        "output_layer.linear.weight": (v, d),
+        "output_layer.linear.bias": (v,),
+        "output_layer.adaLN_modulation.weight": (2 * d, c),
+        "output_layer.adaLN_modulation.bias": (2 * d,),
+    }
+    for block in range(blocks):
+        b = f"blocks.{block}"
+        shapes |= {f"{b}.norm1.weight": (d,), f"{b}.norm2.weight": (d,)}
+        shapes |= {f"{b}.attn_qkv.weight": (3 * d, d), f"{b}.attn_out.weight": (d, d)}
+        shapes |= {f"{b}.mlp.0.weight": (4 * d, d), f"{b}.mlp.0.bias": (4 * d,)}
+        shapes |= {f"{b}.mlp.2.weight": (d, 4 * d), f"{b}.mlp.2.bias": (d,)}
+        shapes[f"{b}.adaLN_modulation.weight"] = (6 * d, c)
+        shapes[f"{b}.adaLN_modulation.bias"] = (6 * d,)
+    return {f"{prefix}{name}": shape for name, shape in shapes.items()}
+
+
+def random_state(config: dict, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict:
+    """Tensors by published name; matrices large enough to matter, scales around one."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in published_shapes(config).items():
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if name.endswith("inv_freq"):
+            width = 2 * shape[0]
+            state[name] = 1.0 / 10_000 ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+            continue
+        is_scale = "norm" in name or "ln_f" in name
+        state[name] = (1 + 0.2 * noise if is_scale else 0.25 * noise).to(dtype)
+    return state
+
+
+def write_checkpoint(folder: Path, config: dict, state: dict, shards: int = 3) -> Path:
+    """``config.json``, and the tensors in one file or in shards with their index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if shards == 1:
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    names, weight_map = list(state), {}
+    for k in range(shards):
+        file = f"model-{k + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: state[name] for name in names[k::shards]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    size = sum(tensor.nbytes for tensor in state.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+class ExactNorm(nn.Module):
+    """RMS normalisation in the input's own precision, where transformers' is float32."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+def exact_norms(model: nn.Module) -> None:
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, ExactNorm(module))
+
+
+@dataclass
+class Published:
+    """A loaded tiny model beside its hand-written reference."""
+
+    name: str
+    config: dict
+    state: dict
+    denoiser: AttentionDenoiser
+
+    def embeds(self, ids: Tensor) -> Tensor:
+        return self.table[ids]
+
+    @property
+    def table(self) -> Tensor:
+        names = ("model.transformer.wte.weight", "model.embed_tokens.weight")
+        names += ("backbone.vocab_embed.embedding", "vocab_embed.embedding")
+        return next(self.state[name] for name in names if name in self.state)
+
+    def logits(
+        self,
+        embeds: Tensor,
+        valid: Tensor,
+        keep: Tensor | None = None,
+        sigma: Tensor | None = None,
+    ) -> Tensor:
+        """(B, L, V) of the reference, −∞ at the mask; row j as the network gives it."""
+        if self.name == "llada":
+            z = llada_logits(self.state, self.config, embeds, valid, keep)
+        elif self.name == "dream":
+            z = dream_logits(self.state, self.config, embeds, valid, keep)
+        else:
+            sigma = torch.zeros(len(embeds)) if sigma is None else sigma
+            z = dit_logits(self.state, 4, embeds, sigma, valid, keep)
+        return z.index_fill(-1, torch.tensor([MASK]), -torch.inf)
+
+
+def load_published(name: str, folder: Path, **changes: object) -> Published:
+    """Writes a tiny checkpoint in float64 and loads it, with exact norms."""
+    config = {**CONFIGS[name], **changes}
+    state = random_state(config)
+    checkpoint = Checkpoint.open(write_checkpoint(folder, config, state))
+    blueprint = blueprint_of(checkpoint.config)
+    assert blueprint is not None
+    denoiser = build_published(checkpoint, blueprint, MASK)
+    exact_norms(denoiser.model)
+    return Published(name, config, state, denoiser)
