@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from boe.cli import evidence
+from boe.cli.evidence import DEMO_SAMPLERS
+from boe.cli.options import Count, Difficulty, Json, Seed, Threads, use_threads
+
 app = typer.Typer(
     name="boe",
     help="Backward-on-Entropy steering for masked diffusion language models.",
@@ -14,30 +18,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Train an embedded denoiser.", no_args_is_help=True)
-app.add_typer(train_app, name="train")
 
-DEMO_SAMPLERS = "random,margin,entropy,confidence,boe"
-
-Json = Annotated[
-    Path | None,
-    typer.Option("--json", help="Write the result as JSON to this file; - for standard output."),
-]
-Seed = Annotated[int, typer.Option(help="Fixes puzzles and all random draws.")]
-Difficulty = Annotated[str, typer.Option(help="easy, medium, hard, expert or open.")]
 SamplerSpec = Annotated[
-    str, typer.Option(help="Name and options: confidence, boe, boe:preset=paper, boe:alpha=1,rho=1")
+    str, typer.Option(help="Names and options: confidence, boe:alpha=1,rho=1, boe+eb:gamma=0.1")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
-Count = Annotated[int, typer.Option(min=1, help="How many puzzles.")]
-Batch = Annotated[int, typer.Option(min=1, help="Puzzles decoded together.")]
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 @app.command()
@@ -54,43 +38,24 @@ def demo(
 ) -> None:
     """Solve Sudoku puzzles with each sampler and show what it cost."""
     from boe.cli.comparing import run_comparison
+    from boe.cli.lists import split_numbers, split_samplers
     from boe.cli.watching import show_demo_trajectory
+    from boe.evaluate.study import Group, Study, settings_of
 
-    _use_threads(threads)
-    comparison = run_comparison(
-        "sudoku", difficulty, samplers, tokens_per_step, puzzles, seed, 0.0, puzzles, json, None
+    use_threads(threads)
+    settings = settings_of({"tokens_per_step": split_numbers("tokens-per-step", tokens_per_step)})
+    study = Study(
+        task="sudoku",
+        difficulty=difficulty,
+        groups=(Group(tuple(split_samplers(samplers)), settings),),
+        items=puzzles,
+        item_seed=seed,
+        seeds=(seed,),
+        batch_size=puzzles,
     )
+    comparison = run_comparison(study, json, None)
     if comparison.complete and str(json) != "-":
         show_demo_trajectory(difficulty, seed)
-    if not comparison.complete:
-        raise KeyboardInterrupt
-
-
-@app.command()
-def compare(
-    task: Annotated[str, typer.Option(help="What to solve: sudoku.")] = "sudoku",
-    samplers: Annotated[
-        str, typer.Option(help="Separated by commas, or by semicolons if they have options.")
-    ] = DEMO_SAMPLERS,
-    tokens_per_step: Annotated[str, typer.Option(help="Comma-separated.")] = "1,3,5",
-    difficulty: Difficulty = "hard",
-    puzzles: Count = 100,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
-    seed: Seed = 0,
-    batch: Batch = 50,
-    threads: Threads = None,
-    json: Json = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw accuracy against each cost (.png, .svg or .pdf).")
-    ] = None,
-) -> None:
-    """Accuracy, cost and paired significance of samplers on the same puzzles."""
-    from boe.cli.comparing import run_comparison
-
-    _use_threads(threads)
-    comparison = run_comparison(
-        task, difficulty, samplers, tokens_per_step, puzzles, seed, temperature, batch, json, plot
-    )
     if not comparison.complete:
         raise KeyboardInterrupt
 
@@ -100,7 +65,9 @@ def solve(
     puzzle: Annotated[str, typer.Argument(help="81 characters, row by row; 0 . or _ for empty.")],
     sampler: SamplerSpec = "boe",
     tokens_per_step: Annotated[int, typer.Option(min=1)] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="By default the sampler's own, mostly 0.")
+    ] = None,
     seed: Seed = 0,
     watch: Annotated[bool, typer.Option("--watch", help="Show the grid filling in.")] = False,
     json: Json = None,
@@ -124,7 +91,23 @@ def generate(
         int | None, typer.Option(min=1, help="Decoding steps; one token per step by default.")
     ] = None,
     block_length: Annotated[int | None, typer.Option(min=1)] = None,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="By default the sampler's own, mostly 0.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from this nucleus only.")] = None,
+    guidance: Annotated[
+        float, typer.Option(min=0.0, help="Weight of classifier-free guidance.")
+    ] = 0.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End once written up to this; may be repeated.")
+    ] = None,
+    suppress: Annotated[
+        list[str] | None, typer.Option(help="A token never to write; may be repeated.")
+    ] = None,
+    delay: Annotated[
+        list[str] | None,
+        typer.Option(help="A token whose places are revealed last; may be repeated."),
+    ] = None,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
     dtype: Annotated[
@@ -134,43 +117,112 @@ def generate(
     json: Json = None,
 ) -> None:
     """Fill in masks with any supported masked language model."""
-    from boe.cli.generating import run_generate
+    from boe.cli.generating import DecodingOptions, run_generate
 
-    _use_threads(threads)
-    run_generate(
-        model,
-        prompt,
-        length,
-        sampler,
-        steps,
-        block_length,
-        temperature,
-        seed,
-        device,
-        dtype,
-        json,
+    use_threads(threads)
+    options = DecodingOptions(
+        sampler=sampler,
+        steps=steps,
+        block_length=block_length,
+        temperature=temperature,
+        top_p=top_p,
+        guidance=guidance,
+        stop=tuple(stop or ()),
+        suppress=tuple(suppress or ()),
+        delay=tuple(delay or ()),
+        seed=seed,
     )
+    run_generate(model, prompt, length, options, device, dtype, json)
 
 
-@train_app.command("sudoku")
-def train_sudoku(
+@app.command()
+def train(
+    task: Annotated[
+        str, typer.Argument(help="sudoku, sudoku4, sudoku4-scattered, countdown, arithmetic.")
+    ],
     output: Annotated[Path, typer.Option(help="Directory of the checkpoint and model card.")],
-    steps: Annotated[int, typer.Option(min=1)] = 6000,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    learning_rate: Annotated[float, typer.Option()] = 2e-3,
-    precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    steps: Annotated[int | None, typer.Option(min=1, help="By default the task's own.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, masks and order.")] = 0,
     evaluate: Annotated[
-        int, typer.Option(min=1, help="Puzzles per difficulty for the model card.")
+        int, typer.Option(min=1, help="Items per difficulty for the model card.")
     ] = 200,
     threads: Threads = None,
     json: Json = None,
 ) -> None:
-    """Train the Sudoku denoiser. An interrupted run goes on where it last saved."""
-    from boe.cli.training import run_train_sudoku
+    """Train the denoiser of a task. An interrupted run goes on where it last saved."""
+    from boe.cli.training import run_train
 
-    _use_threads(threads)
-    run_train_sudoku(output, steps, batch_size, learning_rate, precision, seed, evaluate, json)
+    use_threads(threads)
+    run_train(task, output, steps, batch_size, learning_rate, precision, seed, evaluate, json)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Directory of a published checkpoint.")],
+    output: Annotated[Path, typer.Argument(help="New directory to write.")],
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, float64, or auto: the checkpoint's.")
+    ] = "auto",
+    shard_size: Annotated[float, typer.Option(min=0.0, help="Largest file, in GiB.")] = 4.0,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights of a source you trust.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Rewrite a LLaDA, Dream, MDLM or SEDD checkpoint: safetensors, the names we run."""
+    from boe.cli.converting import run_convert
+
+    run_convert(source, output, dtype, shard_size, allow_pickle, json)
+
+
+@app.command()
+def doctor(
+    model: Annotated[Path, typer.Argument(help="Directory of a checkpoint.")],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="BATCHxLENGTH of a canvas to time a step on; may be repeated."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, float64, or auto: the checkpoint's.")
+    ] = "auto",
+    mask_id: Annotated[int | None, typer.Option(min=0, help="Where nothing names it.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Directory or Hub id, where the checkpoint has none.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="What the check of the logits' shift reads.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights of a source you trust.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")
+    ] = False,
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Check a checkpoint directory. Exits with 1 if a check fails."""
+    from boe.cli.doctoring import run_doctor
+
+    use_threads(threads)
+    healthy = run_doctor(
+        model,
+        shape or ["1x32"],
+        device,
+        dtype,
+        mask_id,
+        tokenizer,
+        text,
+        allow_pickle,
+        trust_remote_code,
+        json,
+    )
+    if not healthy:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -179,3 +231,6 @@ def info(json: Json = None) -> None:
     from boe.cli.informing import run_info
 
     run_info(json)
+
+
+evidence.register(app)

@@ -5,197 +5,176 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from boe.cli.output import (
-    check_json_path,
-    check_parent,
-    console_for,
-    emit_json,
-    silence_transformers,
-)
-from boe.evaluate.comparison import Comparison, compare, environment
-from boe.evaluate.record import Record
-from boe.samplers import sampler_from
-from boe.tasks import TASKS
+from boe.cli.output import check_json_path, check_parent, console_for, emit_json
+from boe.cli.running import RECORDS, prepare_directory, run_visibly, task_named
+from boe.evaluate.comparison import Comparison, analyse, curve_name
+from boe.evaluate.figures.style import check_figure_path, require_matplotlib
+from boe.evaluate.results import write_comparison
+from boe.evaluate.study import Study
+from boe.evaluate.tables import p_text, points
 
 
 def run_comparison(
-    task_name: str,
-    difficulty: str,
-    samplers: str,
-    tokens_per_step: str,
-    puzzles: int,
-    seed: int,
-    temperature: float,
-    batch: int,
+    study: Study,
     json_path: Path | None,
     plot_path: Path | None,
+    output: Path | None = None,
+    reference: str | None = None,
 ) -> Comparison:
-    """Run, show and store a comparison; after Ctrl-C it is partial and stored all the same."""
-    if task_name not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task_name!r}")
-    specs = split_samplers(samplers)
-    tokens = split_numbers("tokens-per-step", tokens_per_step)
+    """Run, show and store a comparison; after Ctrl-C it is partial and stored all the same.
+
+    Args:
+        output: a directory for everything, from whose records a run is resumed.
+        reference: the curve whose costs the others are read off at.
+    """
+    task = task_named(study.task, study.difficulty)
+    curves = [curve_name(cell.curve, cell.setting) for cell in study.cells()]
+    if reference is not None and reference not in curves:
+        raise ValueError(
+            f"reference must be one of {'; '.join(dict.fromkeys(curves))}, got {reference!r}"
+        )
     check_json_path(json_path)
     if plot_path is not None:
         check_parent(plot_path)
-        if plot_path.suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"plot must end in .png, .svg or .pdf, got {plot_path.name!r}")
+        check_figure_path(plot_path)
+    if plot_path is not None or output is not None:
+        require_matplotlib()
+    if output is not None:
+        prepare_directory(output)
     console = console_for(json_path)
-    task = TASKS[task_name](difficulty)
-    silence_transformers()
-    with console.status(f"making {puzzles} {difficulty} puzzles"):
-        items = task.items(puzzles, seed)
-    denoiser = task.denoiser()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        bar = progress.add_task("decoding", total=len(items) * len(specs) * len(tokens))
-
-        def advance(record: Record) -> None:
-            name = f"{record.sampler}, {record.tokens_per_step} per step"
-            progress.update(bar, advance=1, description=name)
-
-        comparison = compare(
-            denoiser,
-            task,
-            items,
-            specs,
-            tokens,
-            seed=seed,
-            temperature=temperature,
-            batch_size=batch,
-            settings={
-                "task": task_name,
-                "difficulty": difficulty,
-                "puzzles": puzzles,
-                "seed": seed,
-                "temperature": temperature,
-                "batch": batch,
-            },
-            on_record=advance,
-        )
+    run = run_visibly(study, task, console, None if output is None else output / RECORDS)
+    comparison = analyse(run, reference)
     if comparison.records:
         show_comparison(console, comparison)
     emit_json(json_path, comparison.as_json())
     if plot_path is not None and comparison.records:
-        from boe.evaluate.plot import plot_comparison
+        from boe.evaluate.figures.costs import plot_comparison
 
         plot_comparison(comparison, plot_path)
         console.print(f"plot: {plot_path}")
+    if output is not None:
+        write_comparison(comparison, output)
+        console.print(f"results: {output}")
     return comparison
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:
-    """Accuracy and cost of every sampler at every setting, and paired tests against boe."""
-    settings = comparison.settings
+    """Accuracy and cost of every sampler at every setting, paired tests, equal cost."""
+    study = comparison.study
     table = Table(
-        title=f"{settings['task']}, {settings['difficulty']}",
+        title=f"{study.task}, {study.difficulty}",
         caption="means per item: forward and backward passes, cost in forwards, seconds",
     )
-    table.add_column("tokens\n/ step", justify="right")
+    metrics = list(dict.fromkeys(name for s in comparison.summaries for name in s.metrics))
+    table.add_column("setting")
     table.add_column("sampler", no_wrap=True)
-    for name in ("solved", "95 %\ninterval", "fwd", "bwd", "cost", "s"):
+    for name in ("right", "95 %", *metrics, "fwd", "bwd", "cost", "s"):
         table.add_column(name, justify="right", no_wrap=True)
-    summaries = comparison.summaries()
+    best = {
+        setting: max(s.accuracy for s in comparison.summaries if s.setting == setting)
+        for setting in {s.setting for s in comparison.summaries}
+    }
     previous = None
-    for summary in summaries:
-        if previous is not None and summary.tokens_per_step != previous:
+    for summary in sorted(comparison.summaries, key=lambda s: _order(comparison, s.setting)):
+        if previous is not None and summary.setting != previous:
             table.add_section()
-        previous = summary.tokens_per_step
-        best = max(
-            other.accuracy
-            for other in summaries
-            if other.tokens_per_step == summary.tokens_per_step
-        )
-        mark = "bold" if summary.accuracy == best else ""
+        previous = summary.setting
+        low, high = summary.interval
         table.add_row(
-            str(summary.tokens_per_step),
+            str(summary.setting),
             summary.sampler,
             f"{summary.accuracy:.1%}",
-            f"{summary.interval[0]:.0%} – {summary.interval[1]:.0%}",
+            f"{100 * low:.0f}–{100 * high:.0f}",
+            *(f"{summary.metrics[name]:.1%}" for name in metrics),
             f"{summary.nfe_forward:.1f}",
             f"{summary.n_backward:.1f}",
             f"{summary.flop_equiv:.1f}",
             f"{summary.seconds:.3f}",
-            style=mark,
+            style="bold" if summary.accuracy == best[summary.setting] else "",
         )
     console.print(table)
     _show_pairs(console, comparison)
-    where = environment()
-    count = max(summary.items for summary in summaries)
+    _show_equal_cost(console, comparison)
+    where = comparison.environment
+    count = max(summary.items for summary in comparison.summaries)
+    seeds = ", ".join(map(str, study.seeds))
     console.print(
-        f"{count} puzzles, seed {settings['seed']}; {where['hardware']}, "
-        f"{where['threads']} threads, torch {where['torch']}"
+        f"{count} {study.split} items, seed {study.item_seed}, draws {seeds}; "
+        f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}"
     )
     if not comparison.complete:
         console.print("interrupted: the table shows what was done until then")
 
 
+def _order(comparison: Comparison, setting: object) -> int:
+    settings = [summary.setting for summary in comparison.summaries]
+    return settings.index(setting)  # type: ignore[arg-type]
+
+
 def _show_pairs(console: Console, comparison: Comparison) -> None:
     pairs = [
         pair
-        for pair in comparison.pairs()
+        for pair in comparison.pairs
         if pair.first.startswith("boe") != pair.second.startswith("boe")
     ]
     if not pairs:
         return
-    table = Table(title="the same puzzles, one by one: BoE against the others (exact McNemar)")
-    table.add_column("tokens\nper step", justify="right")
-    for name in ("", "solved only\nby it", "", "solved only\nby it", "p"):
+    test = "exact McNemar" if len(comparison.study.seeds) == 1 else "exact sign flips"
+    table = Table(title=f"the same items, one by one: BoE against the others ({test})")
+    table.add_column("setting")
+    for name in ("", "right only\nby it", "", "right only\nby it", "points", "p"):
         table.add_column(name, justify="right" if name else "left")
     previous = None
     for pair in pairs:
-        if previous is not None and pair.tokens_per_step != previous:
+        if previous is not None and pair.setting != previous:
             table.add_section()
-        previous = pair.tokens_per_step
+        previous = pair.setting
         sides = [(pair.first, pair.only_first), (pair.second, pair.only_second)]
+        gain = pair.accuracy
         if not pair.first.startswith("boe"):
             sides.reverse()
+            gain = -gain
         (ours, only_ours), (rival, only_rival) = sides
         table.add_row(
-            str(pair.tokens_per_step),
+            str(pair.setting),
             ours,
             str(only_ours),
             rival,
             str(only_rival),
-            f"{pair.p_value:.3f}",
+            points(gain),
+            p_text(pair.p_value),
         )
     console.print(table)
 
 
-def split_samplers(text: str) -> list[str]:
-    """Sampler specifications from a list; each is checked.
-
-    Options hold commas, so a list in which any has options is separated by semicolons.
-    """
-    separator = ";" if ";" in text or ":" in text else ","
-    if separator == ";" and any("," in spec.partition(":")[0] for spec in text.split(";")):
-        raise ValueError(f"separate samplers that have options by semicolons, got {text!r}")
-    specs = [spec.strip() for spec in text.split(separator) if spec.strip()]
-    if not specs:
-        raise ValueError("samplers must name at least one sampler")
-    for spec in specs:
-        sampler_from(spec)
-    if len(set(specs)) < len(specs):
-        raise ValueError(f"samplers must be different, got {text!r}")
-    return specs
-
-
-def split_numbers(name: str, text: str) -> list[int]:
-    """Positive numbers from a comma-separated list."""
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} must be numbers separated by commas, got {text!r}") from None
-    if any(number < 1 for number in numbers) or len(set(numbers)) < len(numbers):
-        raise ValueError(f"{name} must be different numbers of at least 1, got {text!r}")
-    return numbers
+def _show_equal_cost(console: Console, comparison: Comparison) -> None:
+    """Every curve at the costs of the reference's settings, dearest last."""
+    levels = [level for level in comparison.equal_cost if level.axis == "flop_equiv"]
+    if len(comparison.study.groups) == 1 and len(comparison.study.groups[0].samplers) == 1:
+        return
+    if not levels:
+        return
+    table = Table(
+        title=f"right at equal cost (in forwards, of {levels[0].reference}); points ahead of it",
+        caption="between settings interpolated; ! where the 95 % interval excludes 0; "
+        "– where even the cheapest setting costs more",
+    )
+    table.add_column("", no_wrap=True)
+    for level in levels:
+        table.add_column(f"{level.cost:.1f}", justify="right")
+    for place, first in enumerate(levels[0].readings):
+        cells = []
+        for level in levels:
+            reading = level.readings[place]
+            if reading.accuracy is None:
+                cells.append("–")
+                continue
+            text = f"{reading.accuracy:.1%}"
+            if reading.difference is not None and reading.difference_interval is not None:
+                low, high = reading.difference_interval
+                text += f" ({points(reading.difference)}{'!' if low > 0 or high < 0 else ''})"
+            cells.append(text)
+        table.add_row(first.curve, *cells)
+    console.print(table)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 import boe_kernels
 from boe.cli.output import check_json_path, console_for, emit_json
-from boe.evaluate.comparison import processor_name
+from boe.evaluate.environment import processor_name
 
 SCHEMA = "boe/info/1"
 _PACKAGES = ("boe-kernels", "torch", "triton", "transformers", "einops", "safetensors")
@@ -26,13 +26,15 @@ def run_info(json_path: Path | None) -> None:
     table = Table(title="versions", show_header=False)
     for name, value in {"python": content["python"], **content["packages"]}.items():
         table.add_row(name, value or "not installed")
+    table.add_row("native kernels", content["native_kernels"])
     console.print(table)
     table = Table(title="devices", show_header=False)
     for device in content["devices"]:
         table.add_row(device["device"], device["name"])
     console.print(table)
-    table = Table(title="paths")
-    for name in ("op", "device", "path", "passed over"):
+    table = Table(title="paths of float32 data")
+    table.add_column("op", no_wrap=True)
+    for name in ("device", "path", "passed over"):
         table.add_column(name)
     for row in content["paths"]:
         reasons = "\n".join(f"{path}: {why}" for path, why in row["rejected"].items())
@@ -63,6 +65,7 @@ def collect_info() -> dict[str, Any]:
         "schema": SCHEMA,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
+        "native_kernels": boe_kernels.native_kernels(),
         "devices": devices,
         "paths": paths,
     }

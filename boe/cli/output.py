@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from boe.evaluate.comparison import write_json
+from boe.evaluate.files import format_json, write_json
 
 
 def console_for(json_path: Path | None) -> Console:
@@ -41,7 +40,6 @@ def emit_json(path: Path | None, content: dict[str, Any]) -> None:
     if path is None:
         return
     if str(path) == "-":
-        json.dump(content, sys.stdout, indent=1)
-        sys.stdout.write("\n")
+        sys.stdout.write(format_json(content))
     else:
         write_json(path, content)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
 from boe.cli.watching import decode_puzzle, draw_grid, frames, play
-from boe.decoding import StepRecord
+from boe.evaluate.player.scene import record_as_json
 from boe.samplers import sampler_from
 from boe.tasks.sudoku.grid import find_conflict, format_grid, solutions
 from boe.tasks.sudoku.task import read_puzzle
@@ -20,7 +20,7 @@ def run_solve(
     puzzle: str,
     sampler: str,
     tokens_per_step: int,
-    temperature: float,
+    temperature: float | None,
     seed: int,
     watch: bool,
     json_path: Path | None,
@@ -63,19 +63,3 @@ def run_solve(
         },
     )
     return conflict is None
-
-
-def record_as_json(record: StepRecord) -> dict[str, object]:
-    """A step for people and programs; −∞ scores (not candidates) become null."""
-
-    def numbers(values: list[float]) -> list[float | None]:
-        return [value if abs(value) != float("inf") else None for value in values]
-
-    return {
-        "positions": record.positions.tolist(),
-        "entropy": record.entropy.tolist(),
-        "scores": numbers(record.scores.tolist()),
-        "parts": {name: values.tolist() for name, values in record.parts.items()},
-        "revealed": record.revealed.tolist(),
-        "tokens": record.tokens.tolist(),
-    }

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
+from boe.tasks import TASKS
 from boe.tasks.sudoku.model import train_sudoku
 from boe.tasks.sudoku.model_card import measure, write_model_card
+from boe.tasks.text.fitting import train_text_task
+from boe.tasks.text.model_card import measure_text_task, write_text_model_card
+from boe.tasks.text.task import CharacterTask
 from boe.training import STATE_FILE, TrainConfig
 
 SCHEMA = "boe/train/1"
 
 
-def run_train_sudoku(
+def training_config(
+    task_name: str,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    precision: str | None = None,
+    seed: int = 0,
+) -> TrainConfig:
+    """The task's own recipe, with what is given in its place."""
+    task = TASKS[task_name]
+    recipe = task.recipe if issubclass(task, CharacterTask) else TrainConfig()
+    steps = recipe.steps if steps is None else steps
+    return TrainConfig(
+        steps=steps,
+        batch_size=recipe.batch_size if batch_size is None else batch_size,
+        learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
+        warmup_steps=min(recipe.warmup_steps, steps),
+        precision=recipe.precision if precision is None else precision,
+        seed=seed,
+    )
+
+
+def run_train(
+    task_name: str,
     output: Path,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    precision: str,
+    steps: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    precision: str | None,
     seed: int,
-    puzzles: int,
+    items: int,
     json_path: Path | None,
 ) -> None:
     """Train, evaluate, and write weights, tokenizer and model card to ``output``."""
+    if task_name not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task_name!r}")
     check_json_path(json_path)
-    config = TrainConfig(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup_steps=min(100, steps),
-        precision=precision,
-        seed=seed,
-    )
+    config = training_config(task_name, steps, batch_size, learning_rate, precision, seed)
     console = console_for(json_path)
     silence_transformers()
     columns = (
@@ -47,19 +70,18 @@ def run_train_sudoku(
         with Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
         ) as progress:
-            bar = progress.add_task("", total=steps, loss="–")
+            bar = progress.add_task("", total=config.steps, loss="–")
 
             def advance(done: int, loss: float) -> None:
                 progress.update(bar, completed=done, loss=f"{loss:.4f}")
 
-            model = train_sudoku(config, output, advance)
+            evaluate = _train(task_name, config, output, advance)
     except KeyboardInterrupt:
         if (output / STATE_FILE).exists():
             console.print(f"the same command goes on from {output / STATE_FILE}")
         raise
     with console.status("evaluating"):
-        measured = measure(model, puzzles)
-    write_model_card(output, config, measured)
+        measured = evaluate(items)
     (output / STATE_FILE).unlink()
     console.print(f"saved to {output}")
     for name, value in measured.items():
@@ -68,3 +90,28 @@ def run_train_sudoku(
         json_path,
         {"schema": SCHEMA, "output": str(output), "config": asdict(config), "measured": measured},
     )
+
+
+def _train(
+    task_name: str, config: TrainConfig, output: Path, on_step: Callable[[int, float], None]
+) -> Callable[[int], dict[str, float]]:
+    """Train a task's denoiser; returns what measures it and writes its card."""
+    task = TASKS[task_name]
+    if not issubclass(task, CharacterTask):
+        model = train_sudoku(config, output, on_step)
+
+        def evaluate_sudoku(items: int) -> dict[str, float]:
+            measured = measure(model, items)
+            write_model_card(output, config, measured)
+            return measured
+
+        return evaluate_sudoku
+    text_task: type[CharacterTask] = task
+    train_text_task(text_task, config, output, on_step)
+
+    def evaluate_text(items: int) -> dict[str, float]:
+        measured = measure_text_task(text_task, output, items)
+        write_text_model_card(text_task, output, config, items, measured)
+        return measured
+
+    return evaluate_text

@@ -1,175 +1,307 @@
-"""Samplers against each other on the same items."""
+"""Samplers against each other on the same items: what follows from a run's records."""
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-import torch
+from boe.evaluate.bootstrap import mean_interval, resampling_weights
+from boe.evaluate.equal_cost import Curve, Level, equal_cost
+from boe.evaluate.outcomes import Outcome, outcomes_of
+from boe.evaluate.record import COSTS, Record, Trace
+from boe.evaluate.running import Run
+from boe.evaluate.settings import Setting
+from boe.evaluate.statistics import clustered_interval, mcnemar_p_value, sign_flip_p_value
+from boe.evaluate.study import Cell, Study
 
-from boe.denoisers.base import Denoiser
-from boe.evaluate.record import Record, evaluate
-from boe.evaluate.statistics import mcnemar_p_value, wilson_interval
-from boe.tasks.base import Task, TaskItem
+SCHEMA = "boe/compare/2"
+AXES = ("flop_equiv", "seconds")
+"""Costs at which samplers are read off to be compared at equal cost."""
 
-SCHEMA = "boe/compare/1"
-COSTS = ("nfe_forward", "n_backward", "flop_equiv", "seconds")
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One sampler at one setting. Costs are means per item; the interval is Wilson's, 95 %."""
+    """One sampler at one setting. All numbers are means per item.
+
+    Attributes:
+        curve: what it is a point of.
+        interval: 95 %, Wilson's (:func:`boe.evaluate.statistics.clustered_interval`).
+        flop_equiv_interval, seconds_interval: 95 %, bootstrap over items.
+        metrics: the task's further metrics.
+    """
 
     sampler: str
-    tokens_per_step: int
+    curve: str
+    setting: Setting
     items: int
+    seeds: int
     accuracy: float
-    interval: tuple[float, float]
+    interval: Interval
+    steps: float
     nfe_forward: float
     n_backward: float
     flop_equiv: float
     seconds: float
+    flop_equiv_interval: Interval
+    seconds_interval: Interval
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two samplers at one setting on the items that both decoded; exact McNemar test."""
+    """Two samplers at one setting on the items that both decoded.
 
-    tokens_per_step: int
+    Attributes:
+        only_first, only_second: right answers that the other's answer to the same item with
+            the same seed was not.
+        p_value: exact and two-sided: McNemar's test with one seed, with several the sign-flip
+            test on the numbers of right answers per item, which it is a case of.
+        accuracy, flop_equiv, seconds: first minus second, mean per item; the intervals are
+            95 %, paired bootstrap over items.
+    """
+
+    setting: Setting
     first: str
     second: str
+    items: int
     only_first: int
     only_second: int
     p_value: float
+    accuracy: float
+    accuracy_interval: Interval
+    flop_equiv: float
+    flop_equiv_interval: Interval
+    seconds: float
+    seconds_interval: Interval
+
+    def swapped(self) -> Pair:
+        """The same comparison, told from the other side."""
+        changes: dict[str, Any] = {}
+        for name in ("accuracy", "flop_equiv", "seconds"):
+            low, high = getattr(self, f"{name}_interval")
+            changes[name] = -getattr(self, name)
+            changes[f"{name}_interval"] = (-high, -low)
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            only_first=self.only_second,
+            only_second=self.only_first,
+            **changes,
+        )
 
 
-@dataclass
-class Comparison:
-    """All records, and what follows from them.
+@dataclass(frozen=True)
+class ResidualCurve:
+    """How the uncertainty of the masks falls, step by step.
 
-    ``complete`` is False after an interruption; the records until then are all there.
+    Attributes:
+        items: over how many items the means are; a finished one keeps its last values.
+        entropy: mean Σ H over the masked positions before each step and after the last, nats.
+        cost: mean flop_equiv spent until then.
     """
 
-    settings: dict[str, Any]
-    records: list[Record] = field(default_factory=list)
-    complete: bool = False
+    sampler: str
+    setting: Setting
+    items: int
+    entropy: tuple[float, ...]
+    cost: tuple[float, ...]
 
-    def summaries(self) -> list[Summary]:
-        groups: dict[tuple[str, int], list[Record]] = {}
-        for record in self.records:
-            groups.setdefault((record.sampler, record.tokens_per_step), []).append(record)
-        return [
-            Summary(
-                sampler,
-                tokens,
-                len(group),
-                sum(r.correct for r in group) / len(group),
-                wilson_interval(sum(r.correct for r in group), len(group)),
-                *(sum(getattr(r, cost) for r in group) / len(group) for cost in COSTS),
-            )
-            for (sampler, tokens), group in groups.items()
-        ]
 
-    def pairs(self) -> list[Pair]:
-        solved: dict[int, dict[str, dict[int, bool]]] = {}
-        for record in self.records:
-            of_setting = solved.setdefault(record.tokens_per_step, {})
-            of_setting.setdefault(record.sampler, {})[record.item] = record.correct
-        pairs = []
-        for tokens, samplers in solved.items():
-            for first, second in combinations(samplers, 2):
-                a, b = samplers[first], samplers[second]
-                shared = a.keys() & b.keys()
-                only_first = sum(a[item] and not b[item] for item in shared)
-                only_second = sum(b[item] and not a[item] for item in shared)
-                p_value = mcnemar_p_value(only_first, only_second)
-                pairs.append(Pair(tokens, first, second, only_first, only_second, p_value))
-        return pairs
+@dataclass(frozen=True)
+class Comparison:
+    """A run's results. ``complete`` is False after an interruption.
 
-    def as_json(self) -> dict[str, Any]:
+    Attributes:
+        equal_cost: all curves at the costs of the reference's settings, by axis.
+        records: all of them, or none where they were left out of the file.
+    """
+
+    study: Study
+    environment: Mapping[str, Any]
+    denoiser: str | None
+    complete: bool
+    summaries: tuple[Summary, ...]
+    pairs: tuple[Pair, ...]
+    equal_cost: tuple[Level, ...]
+    residual: tuple[ResidualCurve, ...] = ()
+    records: tuple[Record, ...] = ()
+
+    def as_json(self, records: bool = True) -> dict[str, Any]:
         """The documented form (docs/command-line.md)."""
-        return {
+        content: dict[str, Any] = {
             "schema": SCHEMA,
             "complete": self.complete,
-            "settings": self.settings,
-            "environment": environment(),
-            "summary": [asdict(summary) for summary in self.summaries()],
-            "pairs": [asdict(pair) for pair in self.pairs()],
-            "records": [asdict(record) for record in self.records],
+            "study": self.study.as_json(),
+            "environment": dict(self.environment),
+            "denoiser": self.denoiser,
+            "summary": [row_as_json(summary) for summary in self.summaries],
+            "pairs": [row_as_json(pair) for pair in self.pairs],
+            "equal_cost": [asdict(level) for level in self.equal_cost],
+            "residual_entropy": [row_as_json(curve) for curve in self.residual],
         }
+        if records:
+            content["records"] = [record.as_json() for record in self.records]
+        return content
 
 
-def compare(
-    denoiser: Denoiser,
-    task: Task,
-    items: list[TaskItem],
-    samplers: list[str],
-    tokens_per_step: list[int],
-    *,
-    seed: int = 0,
-    temperature: float = 0.0,
-    batch_size: int = 32,
-    settings: dict[str, Any] | None = None,
-    on_record: Callable[[Record], None] = lambda record: None,
-) -> Comparison:
-    """Every sampler at every setting on the same items.
+def analyse(run: Run, reference: str | None = None) -> Comparison:
+    """Summaries, paired tests and readings at equal cost of a run.
 
-    Ctrl-C ends the comparison early and returns what is done.
+    Args:
+        reference: the curve whose costs the others are read off at; by default
+            ``confidence``, or the first.
     """
-    comparison = Comparison({} if settings is None else settings)
-    try:
-        for tokens in tokens_per_step:
-            for sampler in samplers:
-                for record in evaluate(
-                    denoiser,
-                    task,
-                    items,
-                    sampler,
-                    tokens,
-                    seed=seed,
-                    temperature=temperature,
-                    batch_size=batch_size,
-                ):
-                    comparison.records.append(record)
-                    on_record(record)
-    except KeyboardInterrupt:
-        return comparison
-    comparison.complete = True
-    return comparison
+    outcomes = outcomes_of(run.records)
+    curves = {(cell.sampler, cell.setting): cell.curve for cell in run.study.cells()}
+    named = _curves(outcomes, curves)
+    levels: list[Level] = []
+    names = [curve.name for curve in named]
+    if reference is None and names:
+        reference = "confidence" if "confidence" in names else names[0]
+    # An interrupted run may not have come to the reference.
+    if reference in names:
+        for axis in AXES:
+            levels += equal_cost(named, reference, axis)
+    return Comparison(
+        run.study,
+        run.environment,
+        run.denoiser,
+        run.complete,
+        tuple(_summary(outcome, curves) for outcome in outcomes),
+        tuple(_pairs(outcomes, run.records)),
+        tuple(levels),
+        tuple(_residual(run.traces)),
+        tuple(run.records),
+    )
 
 
-def environment() -> dict[str, Any]:
-    """Hardware and versions that a result was produced with."""
-    return {
-        "hardware": hardware_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def curve_name(curve: str, setting: Setting) -> str:
+    """A curve's name, with what its settings have in common besides the budget."""
+    return ", ".join((curve, *setting.extras()))
 
 
-def hardware_name() -> str:
-    """The GPU's name, or the processor's."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
+def _curves(outcomes: Sequence[Outcome], curves: Mapping[tuple[str, Setting], str]) -> list[Curve]:
+    points: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        curve = curves[outcome.sampler, outcome.setting]
+        points.setdefault(curve_name(curve, outcome.setting), []).append(outcome)
+    return [Curve(name, tuple(members)) for name, members in points.items()]
 
 
-def processor_name() -> str:
-    """The processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _summary(outcome: Outcome, curves: Mapping[tuple[str, Setting], str]) -> Summary:
+    items = outcome.items
+    weights = resampling_weights(len(items))
+    return Summary(
+        sampler=outcome.sampler,
+        curve=curves[outcome.sampler, outcome.setting],
+        setting=outcome.setting,
+        items=len(items),
+        seeds=outcome.seeds,
+        accuracy=outcome.mean("accuracy"),
+        interval=clustered_interval(outcome.listed("accuracy", items), outcome.seeds),
+        steps=outcome.mean("steps"),
+        **{cost: outcome.mean(cost) for cost in COSTS},
+        flop_equiv_interval=mean_interval(outcome.listed("flop_equiv", items), weights),
+        seconds_interval=mean_interval(outcome.listed("seconds", items), weights),
+        metrics=outcome.metrics,
+    )
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+def _pairs(outcomes: Sequence[Outcome], records: Sequence[Record]) -> list[Pair]:
+    by_setting: dict[Setting, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_setting.setdefault(outcome.setting, []).append(outcome)
+    answers: dict[tuple[str, Setting], dict[tuple[int, int], bool]] = {}
+    for record in records:
+        of_cell = answers.setdefault((record.sampler, record.setting), {})
+        of_cell[record.item, record.seed] = record.correct
+    pairs = []
+    for setting, members in by_setting.items():
+        for first, second in combinations(members, 2):
+            shared = sorted(set(first.items) & set(second.items))
+            if shared and first.seeds == second.seeds:
+                a, b = answers[first.sampler, setting], answers[second.sampler, setting]
+                pairs.append(_compare(first, second, shared, a, b))
+    return pairs
+
+
+def _compare(
+    first: Outcome,
+    second: Outcome,
+    items: Sequence[int],
+    first_answers: Mapping[tuple[int, int], bool],
+    second_answers: Mapping[tuple[int, int], bool],
+) -> Pair:
+    """The paired comparison of two outcomes on shared ``items``.
+
+    Args:
+        first_answers: by item and seed, whether the answer was right; ``second_answers`` too.
+    """
+    wanted = set(items)
+    both = [
+        (first_answers[key], second_answers[key])
+        for key in first_answers
+        if key[0] in wanted and key in second_answers
+    ]
+    only_first = sum(a and not b for a, b in both)
+    only_second = sum(b and not a for a, b in both)
+    if first.seeds == 1:
+        p_value = mcnemar_p_value(only_first, only_second)
+    else:
+        p_value = sign_flip_p_value([first.right[k] - second.right[k] for k in items])
+    weights = resampling_weights(len(items))
+    differences: dict[str, Any] = {}
+    for name in ("accuracy", "flop_equiv", "seconds"):
+        values = [
+            a - b
+            for a, b in zip(first.listed(name, items), second.listed(name, items), strict=True)
+        ]
+        differences[name] = sum(values) / len(values)
+        differences[f"{name}_interval"] = mean_interval(values, weights)
+    return Pair(
+        setting=first.setting,
+        first=first.sampler,
+        second=second.sampler,
+        items=len(items),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=p_value,
+        **differences,
+    )
+
+
+def _residual(traces: Mapping[Cell, Sequence[Trace]]) -> list[ResidualCurve]:
+    groups: dict[tuple[str, Setting], list[Trace]] = {}
+    for cell, found in traces.items():
+        groups.setdefault((cell.sampler, cell.setting), []).extend(found)
+    curves = []
+    for (sampler, setting), members in groups.items():
+        steps = max(len(member.entropy) for member in members)
+        entropy, cost = [0.0] * steps, [0.0] * steps
+        for member in members:
+            for step in range(steps):
+                last = min(step, len(member.entropy) - 1)
+                entropy[step] += member.entropy[last]
+                cost[step] += member.cost[last]
+        count = len(members)
+        curves.append(
+            ResidualCurve(
+                sampler,
+                setting,
+                count,
+                tuple(value / count for value in entropy),
+                tuple(value / count for value in cost),
+            )
+        )
+    return curves
+
+
+def row_as_json(row: Summary | Pair | ResidualCurve) -> dict[str, Any]:
+    """A row with its setting in JSON form."""
+    content = {field.name: getattr(row, field.name) for field in fields(row)}
+    return {**content, "setting": row.setting.as_json()}

@@ -1,23 +1,39 @@
-"""One record per item, sampler and setting."""
+"""One record per item, sampler, setting and seed: how it went and what it cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from boe.decoding import TokensPerStep, generate
+from torch import Tensor
+
+from boe.decoding import Generation, Item, generate
 from boe.denoisers.base import Denoiser
+from boe.evaluate.settings import Setting
+from boe.evaluate.study import Cell
 from boe.samplers import sampler_from
-from boe.tasks.base import Task, TaskItem
+from boe.tasks import Task, TaskItem
+
+COSTS = ("nfe_forward", "n_backward", "flop_equiv", "seconds")
+"""Fields of a record that are costs (:class:`boe.decoding.Account`)."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """How one item went. Costs are those of :class:`boe.decoding.Account`."""
+    """How one item went.
+
+    Attributes:
+        item: the item's number.
+        correct, metrics: the task's judgement.
+        answer: as text.
+        steps … seconds: as in :class:`boe.decoding.Account`.
+    """
 
     item: int
     sampler: str
-    tokens_per_step: int
+    setting: Setting
+    seed: int
     correct: bool
     answer: str
     steps: int
@@ -25,48 +41,149 @@ class Record:
     n_backward: float
     flop_equiv: float
     seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def outcome(self) -> dict[str, Any]:
+        """What is not the cell's: all but sampler, setting and seed."""
+        return {
+            "item": self.item,
+            "correct": self.correct,
+            "answer": self.answer,
+            "metrics": dict(self.metrics),
+            "steps": self.steps,
+            **{cost: getattr(self, cost) for cost in COSTS},
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        cell = {"sampler": self.sampler, "setting": self.setting.as_json(), "seed": self.seed}
+        return {**cell, **self.outcome()}
+
+    @classmethod
+    def of(cls, cell: Cell, outcome: Mapping[str, Any]) -> Record:
+        """The record of a cell with the ``outcome`` that was stored."""
+        return cls(sampler=cell.sampler, setting=cell.setting, seed=cell.seed, **outcome)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Record:
+        """The record that :meth:`as_json` wrote."""
+        setting = Setting.from_json(content["setting"])
+        return cls(**{**content, "setting": setting})
 
 
-def evaluate(
-    denoiser: Denoiser,
-    task: Task,
-    items: list[TaskItem],
-    sampler: str,
-    tokens_per_step: int,
-    *,
-    seed: int = 0,
-    temperature: float = 0.0,
-    batch_size: int = 32,
-) -> Iterator[Record]:
-    """Decode and judge ``items``, a batch at a time, in order.
+@dataclass(frozen=True)
+class Trace:
+    """The remaining uncertainty of one item as it was decoded.
 
-    Args:
-        sampler: a name with options, as :func:`boe.samplers.sampler_from` takes it; it
-            stands in the records as it is.
+    Attributes:
+        entropy: Σ H over the masked positions before each step and, 0, after the last, nats.
+        masks: their number.
+        cost: flop_equiv spent until then.
     """
-    strategy = sampler_from(sampler)
-    for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
-        generation = generate(
-            denoiser,
-            [item.canvas.to(denoiser.device) for item in batch],
-            strategy,
-            budget=TokensPerStep(tokens_per_step),
-            temperature=temperature,
-            seed=seed,
-            item_ids=[item.number for item in batch],
-        )
-        for item, result in zip(batch, generation.items, strict=True):
-            account = result.account
-            yield Record(
+
+    item: int
+    entropy: tuple[float, ...]
+    masks: tuple[int, ...]
+    cost: tuple[float, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "item": self.item,
+            "entropy": list(self.entropy),
+            "masks": list(self.masks),
+            "cost": list(self.cost),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Trace:
+        lists = {name: tuple(content[name]) for name in ("entropy", "masks", "cost")}
+        return cls(item=content["item"], **lists)
+
+
+def decode(denoiser: Denoiser, task: Task, items: Sequence[TaskItem], cell: Cell) -> list[Record]:
+    """Decode ``items`` as one batch and judge them."""
+    generation = run_cell(denoiser, *_of_items(items), cell)
+    records = []
+    for item, result in zip(items, generation.items, strict=True):
+        account, ids = result.account, result.ids.cpu()
+        verdict = task.judge(item, ids)
+        records.append(
+            Record(
                 item=item.number,
-                sampler=sampler,
-                tokens_per_step=tokens_per_step,
-                correct=task.judge(item, result.ids.cpu()),
-                answer=task.answer(result.ids.cpu()),
+                sampler=cell.sampler,
+                setting=cell.setting,
+                seed=cell.seed,
+                correct=verdict.correct,
+                answer=task.answer(ids),
                 steps=account.steps,
                 nfe_forward=account.nfe_forward,
                 n_backward=account.n_backward,
                 flop_equiv=account.flop_equiv,
                 seconds=account.seconds,
+                metrics=dict(verdict.metrics),
             )
+        )
+    return records
+
+
+def trace(denoiser: Denoiser, items: Sequence[TaskItem], cell: Cell) -> list[Trace]:
+    """Decode ``items`` as one batch for the uncertainty that each step leaves.
+
+    Raises:
+        ValueError: the strategy keeps no trajectory (particles).
+    """
+    spent: list[list[float]] = [[0.0] for _ in items]
+
+    def note(number: int, item: Item) -> None:
+        spent[number].append(item.account.flop_equiv)
+
+    generation = run_cell(denoiser, *_of_items(items), cell, trajectory=True, on_step=note)
+    traces = []
+    for item, result, costs in zip(items, generation.items, spent, strict=True):
+        steps = result.trajectory
+        if not steps or len(steps) != len(costs) - 1:
+            raise ValueError(
+                f"{cell.sampler} decodes several trajectories per item; its remaining entropy "
+                "cannot be traced"
+            )
+        traces.append(
+            Trace(
+                item.number,
+                (*(float(step.entropy.double().sum()) for step in steps), 0.0),
+                (*(len(step.positions) for step in steps), 0),
+                tuple(costs),
+            )
+        )
+    return traces
+
+
+def run_cell(
+    denoiser: Denoiser,
+    canvases: Sequence[Tensor],
+    numbers: Sequence[int],
+    cell: Cell,
+    **options: Any,
+) -> Generation:
+    """Decode canvases (L,) by a cell's sampler, setting and seed.
+
+    Args:
+        numbers: of the items, which seed their draws.
+        options: further arguments of :func:`boe.generate`.
+    """
+    setting = cell.setting
+    return generate(
+        denoiser,
+        [canvas.to(denoiser.device) for canvas in canvases],
+        sampler_from(cell.sampler),
+        budget=setting.budget,
+        block_length=setting.block_length,
+        temperature=setting.temperature,
+        top_p=setting.top_p,
+        guidance=setting.guidance,
+        seed=cell.seed,
+        item_ids=list(numbers),
+        **options,
+    )
+
+
+def _of_items(items: Sequence[TaskItem]) -> tuple[list[Tensor], list[int]]:
+    return [item.canvas for item in items], [item.number for item in items]

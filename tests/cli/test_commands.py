@@ -17,14 +17,17 @@ from typer.testing import CliRunner, Result
 import boe.cli
 import boe_kernels
 from boe.cli.app import app
-from boe.cli.comparing import split_numbers, split_samplers
+from boe.cli.lists import split_numbers, split_samplers, split_values
+from boe.cli.training import training_config
+from boe.tasks.countdown.task import CountdownTask
 from boe.tasks.sudoku.model import train_sudoku
+from boe.tasks.text.model import ModelShape
 from boe.training import STATE_FILE, TrainConfig
 
 SOLVED = "812753649943682175675491283154237896369845721287169534521974368438526917796318452"
 PUZZLE = "".join(d if k % 5 else "." for k, d in enumerate(SOLVED))  # 17 cells to fill
 COSTS = {"steps", "nfe_forward", "n_backward", "flop_equiv", "seconds"}
-STEP_KEYS = {"positions", "entropy", "scores", "parts", "revealed", "tokens"}
+STEP_KEYS = {"positions", "entropy", "scores", "parts", "revealed", "tokens", "remasked"}
 
 
 @pytest.fixture(autouse=True)
@@ -119,13 +122,18 @@ def test_solve_can_be_watched_where_there_is_no_terminal() -> None:
         (["solve", SOLVED], "boe: the puzzle has no empty cell"),
         (["solve", PUZZLE, "--sampler", "best"], "boe: sampler must be one of random"),
         (["solve", PUZZLE, "--sampler", "boe:alpha=3"], "boe: alpha must be in [0, 1]"),
-        (["compare", "--task", "chess"], "boe: task must be one of sudoku, got 'chess'"),
+        (["compare", "--task", "chess"], "boe: task must be one of sudoku, sudoku4,"),
         (["compare", "--difficulty", "cruel"], "boe: difficulty must be one of easy"),
         (["compare", "--samplers", "boe,boe"], "boe: samplers must be different"),
         (["compare", "--samplers", ","], "boe: samplers must name at least one sampler"),
         (["compare", "--tokens-per-step", "1,x"], "boe: tokens-per-step must be numbers"),
         (["compare", "--tokens-per-step", "0"], "boe: tokens-per-step must be different numbers"),
         (["compare", "--plot", "plot.gif"], "boe: plot must end in .png, .svg or .pdf"),
+        (["compare", "--temperature", "-1"], "boe: temperature must be finite and not negative"),
+        (["compare", "--temperature", "hot"], "boe: temperature must be numbers or none"),
+        (["compare", "--seeds", "1,1"], "boe: seeds must be different numbers"),
+        (["compare", "--reference", "margin", "--samplers", "boe"], "boe: reference must be one"),
+        (["compare", "--split", "all"], "boe: split must be one of"),
         (["demo", "--samplers", "best"], "boe: sampler must be one of random"),
     ],
 )
@@ -155,7 +163,7 @@ def test_a_result_that_cannot_be_written_is_found_out_before_any_work(
         ["solve"],
         ["solve", PUZZLE, "--tokens-per-step", "0"],
         ["compare", "--puzzles", "0"],
-        ["compare", "--temperature", "-1"],
+        ["watch", "--temperature", "-1"],
         ["nothing"],
     ],
 )
@@ -170,26 +178,35 @@ def test_compare_shows_stores_and_draws(tmp_path: Path) -> None:
     result = invoke(
         "compare",
         *("--puzzles", 2, "--difficulty", "easy", "--samplers", "confidence,boe"),
-        *("--tokens-per-step", "15,20", "--threads", 1),
-        *("--json", tmp_path / "out.json", "--plot", tmp_path / "out.png"),
+        *("--tokens-per-step", "10,20", "--json", tmp_path / "out.json"),
+        *("--plot", tmp_path / "out.png"),
     )
     assert result.exit_code == 0, result.output
     content = strict_json((tmp_path / "out.json").read_text())
-    assert content["schema"] == "boe/compare/1"
+    assert content["schema"] == "boe/compare/2"
     assert content["complete"] is True
-    assert content["settings"] == {
+    assert content["study"] == {
         "task": "sudoku",
         "difficulty": "easy",
-        "puzzles": 2,
-        "seed": 0,
-        "temperature": 0.0,
-        "batch": 50,
+        "split": "test",
+        "items": 2,
+        "item_seed": 0,
+        "seeds": [0],
+        "batch_size": 50,
+        "traced": 0,
+        "groups": [
+            {
+                "samplers": ["confidence", "boe"],
+                "settings": [{"tokens_per_step": 10}, {"tokens_per_step": 20}],
+            }
+        ],
     }
     assert len(content["records"]) == 8
     assert len(content["summary"]) == 4
     assert len(content["pairs"]) == 2
+    assert {level["axis"] for level in content["equal_cost"]} == {"flop_equiv", "seconds"}
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
-    for shown in ("confidence", "boe", "solved", "McNemar", "2 puzzles, seed 0"):
+    for shown in ("confidence", "boe", "right", "McNemar", "equal cost", "2 test items, seed 0"):
         assert shown in result.output
 
 
@@ -216,7 +233,7 @@ def test_ctrl_c_in_compare_keeps_the_records_and_exits_with_130(
 
     def update(self: Progress, *arguments: object, **options: object) -> None:
         updates.append(1)
-        if len(updates) == 3:
+        if len(updates) == 2:
             raise KeyboardInterrupt
         original(self, *arguments, **options)
 
@@ -224,13 +241,13 @@ def test_ctrl_c_in_compare_keeps_the_records_and_exits_with_130(
     path = tmp_path / "out.json"
     code, said = fail(
         "compare",
-        *("--puzzles", 2, "--samplers", "confidence,margin", "--tokens-per-step", 20),
+        *("--puzzles", 2, "--samplers", "confidence,margin,entropy", "--tokens-per-step", 20),
         *("--difficulty", "easy", "--json", path),
     )
     assert (code, said) == (130, "boe: interrupted\n")
     content = strict_json(path.read_text())
     assert content["complete"] is False
-    assert [r["sampler"] for r in content["records"]] == ["confidence", "confidence", "margin"]
+    assert [r["sampler"] for r in content["records"]] == ["confidence"] * 2 + ["margin"] * 2
 
 
 def test_demo_compares_and_then_shows_a_grid_filling_in() -> None:
@@ -251,7 +268,7 @@ def test_demo_json_on_standard_output_is_json_alone() -> None:
         *("--puzzles", 1, "--difficulty", "easy", "--tokens-per-step", 20),
         *("--samplers", "confidence", "--json", "-"),
     )
-    assert strict_json(result.stdout)["schema"] == "boe/compare/1"
+    assert strict_json(result.stdout)["schema"] == "boe/compare/2"
 
 
 @pytest.mark.parametrize(
@@ -270,6 +287,7 @@ def test_number_lists_are_split_at_commas() -> None:
     assert split_numbers("n", "1, 3,5") == [1, 3, 5]
     with pytest.raises(ValueError, match="n must be different numbers"):
         split_numbers("n", "2,2")
+    assert split_values("t", "none,0.5") == [None, 0.5]
 
 
 # --- generate -------------------------------------------------------------------------
@@ -299,10 +317,17 @@ def test_generate_appends_masks_before_the_closing_token(tmp_path: Path) -> None
         "model",
         "prompt",
         "sampler",
+        "block_length",
         "temperature",
+        "top_p",
+        "guidance",
+        "stop",
+        "suppress",
+        "delay",
         "seed",
         "text",
         "ids",
+        "end",
         "trajectory",
     }
     assert len(content["ids"]) == 2 + 2 + 5
@@ -418,12 +443,41 @@ def test_a_training_interrupted_before_its_first_save_does_not_promise_to_go_on(
     assert STATE_FILE not in result.output.replace("\n", "")
 
 
+def test_train_trains_text_tasks_by_their_own_recipe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert training_config("countdown") == CountdownTask.recipe
+    assert training_config("sudoku") == TrainConfig()
+    monkeypatch.setattr(CountdownTask, "shape", ModelShape(1, 8, 2))
+    monkeypatch.setattr("boe.tasks.text.model_card.TOKENS_PER_STEP", (5,))
+    result = invoke(
+        *("train", "countdown", "--steps", 2, "--batch-size", 4, "--evaluate", 2),
+        *("--output", tmp_path / "out", "--json", tmp_path / "out.json"),
+    )
+    assert result.exit_code == 0, result.output
+    content = strict_json((tmp_path / "out.json").read_text())
+    assert set(content["measured"]) == {
+        f"{name}, 5 per step" for name in CountdownTask.difficulties
+    }
+    assert content["config"]["learning_rate"] == CountdownTask.recipe.learning_rate
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "boe train countdown --steps 2 --batch-size 4" in card
+    assert STATE_FILE not in {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_train_refuses_a_task_that_is_not_there(fail, tmp_path: Path) -> None:
+    code, said = fail("train", "chess", "--output", tmp_path)
+    assert code == 1
+    assert "task must be one of sudoku, sudoku4, " in said
+
+
 # --- info and the program -------------------------------------------------------------
 
 
 def test_info_lists_versions_devices_and_the_path_of_every_op() -> None:
     content = strict_json(invoke("info", "--json", "-").stdout)
-    assert set(content) == {"schema", "python", "packages", "devices", "paths"}
+    assert set(content) == {"schema", "python", "packages", "native_kernels", "devices", "paths"}
+    assert content["native_kernels"] == boe_kernels.native_kernels()
     assert content["schema"] == "boe/info/1"
     assert content["packages"]["torch"] == torch.__version__
     assert content["devices"][0]["device"] == "cpu"
@@ -447,7 +501,10 @@ def program(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_program_shows_its_commands() -> None:
     ran = program("--help")
     assert ran.returncode == 0
-    for command in ("demo", "compare", "solve", "generate", "train", "info"):
+    for command in (
+        *("demo", "compare", "eval", "ablate", "fidelity", "watch", "report"),
+        *("solve", "generate", "train", "info"),
+    ):
         assert command in ran.stdout
 
 

@@ -7,7 +7,13 @@ from itertools import product
 
 import pytest
 
-from boe.evaluate.statistics import mcnemar_p_value, wilson_interval
+from boe.evaluate.statistics import (
+    clustered_interval,
+    holm,
+    mcnemar_p_value,
+    sign_flip_p_value,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +54,45 @@ def test_mcnemar_without_disagreement_is_1_and_symmetric() -> None:
     assert mcnemar_p_value(0, 0) == 1.0
     assert mcnemar_p_value(3, 11) == mcnemar_p_value(11, 3) < 0.1
     assert mcnemar_p_value(5, 5) == 1.0
+
+
+def test_several_draws_of_an_item_count_for_less_than_as_many_items() -> None:
+    alike = clustered_interval([0.0, 0.0, 1.0, 1.0] * 5, repeats=4)
+    assert alike == wilson_interval(10, 20), "draws that agree are one trial"
+    unlike = clustered_interval([0.5] * 20, repeats=4)
+    assert unlike == pytest.approx(wilson_interval(40, 80)), "independent ones are trials each"
+    between = clustered_interval([0.25, 0.75, 0.0, 1.0] * 5, repeats=4)
+    assert unlike[1] < between[1] < alike[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_unanimous_answers_have_the_interval_of_as_many_items(share: float) -> None:
+    assert clustered_interval([share] * 8, repeats=3) == wilson_interval(8 * share, 8)
+
+
+def test_one_draw_per_item_gives_wilsons_interval() -> None:
+    assert clustered_interval([1.0, 0.0, 0.0, 1.0], repeats=1) == wilson_interval(2, 4)
+    with pytest.raises(ValueError, match="at least one item"):
+        clustered_interval([], repeats=1)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 3), (1, 5), (4, 4), (9, 2)])
+def test_sign_flips_with_one_answer_per_item_are_mcnemars_test(first: int, second: int) -> None:
+    differences = [1] * first + [-1] * second + [0] * 7
+    assert sign_flip_p_value(differences) == pytest.approx(mcnemar_p_value(first, second))
+
+
+@pytest.mark.parametrize("differences", [[3, -1, 2], [2, 2, -2, 1], [1, 0, -4, 3, 3]])
+def test_sign_flips_are_the_share_of_signs_that_give_as_large_a_sum(differences) -> None:
+    sums = [
+        sum(sign * d for sign, d in zip(signs, differences, strict=True))
+        for signs in product((-1, 1), repeat=len(differences))
+    ]
+    expected = sum(abs(total) >= abs(sum(differences)) for total in sums) / len(sums)
+    assert sign_flip_p_value(differences) == pytest.approx(expected)
+
+
+def test_holm_multiplies_by_the_hypotheses_left_and_never_falls() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -1,0 +1,100 @@
+"""``boe ablate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from boe.cli.output import (
+    check_json_path,
+    check_parent,
+    console_for,
+    emit_json,
+    silence_transformers,
+)
+from boe.cli.plans import AblatePlan
+from boe.cli.running import RECORDS, prepare_directory, run_visibly, task_named
+from boe.evaluate.ablation import Ablation, ablation_of, study_of, tried_out, variants_of
+from boe.evaluate.comparison import analyse
+from boe.evaluate.figures.style import check_figure_path, require_matplotlib
+from boe.evaluate.results import write_ablation
+from boe.evaluate.tables import p_text, points_between
+
+
+def run_ablation(
+    plan: AblatePlan, json_path: Path | None, plot_path: Path | None, output: Path | None
+) -> Ablation:
+    """Run, show and store; after Ctrl-C the result is partial and stored all the same."""
+    task = task_named(plan.study.task, plan.study.difficulty)
+    variants = variants_of(plan.base, plan.axes)
+    check_json_path(json_path)
+    if plot_path is not None:
+        check_parent(plot_path)
+        check_figure_path(plot_path)
+    if plot_path is not None or output is not None:
+        require_matplotlib()
+    if output is not None:
+        prepare_directory(output)
+    console = console_for(json_path)
+    silence_transformers()
+    with console.status("trying the variants out"):
+        first = task.items(1, plan.study.item_seed, plan.study.split)[0]
+        setting = plan.study.groups[0].settings[0]
+        variants = tried_out(variants, task.denoiser(), first, setting)
+    study = study_of(plan.base, variants, plan.study)
+    run = run_visibly(study, task, console, None if output is None else output / RECORDS)
+    ablation = ablation_of(plan.base, plan.axes, variants, analyse(run))
+    show_ablation(console, ablation)
+    emit_json(json_path, ablation.as_json())
+    if plot_path is not None and run.records:
+        from boe.evaluate.figures.ablation import plot_ablation
+
+        plot_ablation(ablation, plot_path)
+        console.print(f"plot: {plot_path}")
+    if output is not None:
+        write_ablation(ablation, output, run.records)
+        console.print(f"results: {output}")
+    return ablation
+
+
+def show_ablation(console: Console, ablation: Ablation) -> None:
+    """What each change of one option does, on the same items."""
+    table = Table(
+        title=f"{ablation.study.task}, {ablation.study.difficulty}: {ablation.base}, "
+        "one change at a time",
+        caption="points against the base with 95 % interval; p exact, Holm: adjusted for all rows",
+    )
+    for name in ("setting", "option", "value"):
+        table.add_column(name)
+    for name in ("right", "points", "p", "Holm", "cost", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    refused = {}
+    previous = None
+    for row in ablation.rows:
+        variant = row.variant
+        if row.summary is None:
+            refused[variant.axis, variant.label] = variant.refused
+            continue
+        place = (row.summary.setting, variant.axis)
+        if previous is not None and place != previous:
+            table.add_section()
+        pair = row.pair
+        table.add_row(
+            str(row.summary.setting) if place != previous else "",
+            variant.axis if place != previous else "",
+            variant.label,
+            f"{row.summary.accuracy:.1%}",
+            "base" if pair is None else points_between(pair.accuracy, pair.accuracy_interval),
+            "" if pair is None else p_text(pair.p_value),
+            "" if row.p_holm is None else p_text(row.p_holm),
+            f"{row.summary.flop_equiv:.1f}",
+            f"{row.summary.seconds:.3f}",
+        )
+        previous = place
+    console.print(table)
+    for (axis, label), why in refused.items():
+        console.print(f"{axis} = {label} was refused: {why}", style="dim")
+    if not ablation.complete:
+        console.print("interrupted: the table shows what was done until then")

@@ -1,0 +1,44 @@
+"""``boe eval``: studies from plan files, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from boe.cli.ablating import run_ablation
+from boe.cli.comparing import run_comparison
+from boe.cli.judging_scores import run_fidelity
+from boe.cli.plans import AblatePlan, ComparePlan, read_plan
+
+
+def run_plans(paths: Sequence[Path], output: Path | None) -> bool:
+    """Run every plan, resuming what was interrupted; whether all are complete.
+
+    Args:
+        output: where results go; beside each plan by default.
+
+    Raises:
+        ValueError: a plan that cannot be read, or one output for several plans. All plans
+            are read before the first is run.
+    """
+    if output is not None and len(paths) > 1:
+        raise ValueError(f"output is for one plan, got {len(paths)} plans")
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"plan {path} is not a file")
+    plans = [read_plan(path) for path in paths]
+    console = Console()
+    for path, plan in zip(paths, plans, strict=True):
+        console.print(f"{path}", style="bold", soft_wrap=True)
+        directory = path.parent if output is None else output
+        if isinstance(plan, ComparePlan):
+            complete = run_comparison(plan.study, None, None, directory, plan.reference).complete
+        elif isinstance(plan, AblatePlan):
+            complete = run_ablation(plan, None, None, directory).complete
+        else:
+            complete = run_fidelity(plan, None, None, directory).complete
+        if not complete:
+            return False
+    return True

@@ -1,0 +1,181 @@
+"""Plans: studies in TOML files, so that evidence can be committed and repeated.
+
+``kind`` is "compare" (the default), "ablate" or "fidelity"; the other keys are the options
+of that command.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boe.evaluate.ablation import AXES, Axis, custom_axis, variants_of
+from boe.evaluate.fidelity.study import SCORES, FidelityStudy
+from boe.evaluate.fidelity.truth import TruthOptions
+from boe.evaluate.study import Group, Study, settings_of
+
+_STUDY = ("task", "difficulty", "items", "seed", "split", "seeds", "batch", "traced")
+_SETTINGS = ("tokens_per_step", "steps", "cosine", "block_length", "temperature", "top_p")
+_TRUTH = ("mass", "max_tokens", "grid", "chunk")
+
+
+@dataclass(frozen=True)
+class ComparePlan:
+    study: Study
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class AblatePlan:
+    """``study`` has the base alone; the variants follow from it."""
+
+    study: Study
+    base: str
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class FidelityPlan:
+    """``task`` with ``difficulty``, or ``model`` with ``text`` and ``length``."""
+
+    study: FidelityStudy
+    task: str | None = None
+    difficulty: str = "hard"
+    order: str = "confidence"
+    model: str | None = None
+    text: Path | None = None
+    length: int = 128
+
+
+Plan = ComparePlan | AblatePlan | FidelityPlan
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from a TOML file.
+
+    Raises:
+        ValueError: no TOML, an unknown key or a value that does not fit; the message names
+            the file.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+        return plan_of(content)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def plan_of(content: Mapping[str, Any]) -> Plan:
+    """A plan from its keys."""
+    kinds: dict[str, Callable[[Mapping[str, Any]], Plan]]
+    kinds = {"compare": _compare, "ablate": _ablate, "fidelity": _fidelity}
+    kind = content.get("kind", "compare")
+    if kind not in kinds:
+        raise ValueError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
+    return kinds[kind]({name: value for name, value in content.items() if name != "kind"})
+
+
+def axes_of(vary: Mapping[str, Any] | None) -> tuple[Axis, ...]:
+    """Axes over options with the given values, as text; the usual ones by default."""
+    if vary is None:
+        return AXES
+    return tuple(custom_axis(name, [str(v) for v in values]) for name, values in vary.items())
+
+
+def _compare(content: Mapping[str, Any]) -> ComparePlan:
+    _check(content, (*_STUDY, "reference", "group"))
+    groups = []
+    for group in content.get("group", []):
+        _check(group, (*_SETTINGS, "guidance", "samplers", "curve"))
+        options = {k: v for k, v in group.items() if k not in ("samplers", "curve")}
+        groups.append(
+            Group(tuple(group["samplers"]), settings_of(_plain(options)), group.get("curve"))
+        )
+    return ComparePlan(_study(content, tuple(groups)), content.get("reference"))
+
+
+def _ablate(content: Mapping[str, Any]) -> AblatePlan:
+    _check(content, (*_STUDY, *_SETTINGS, "base", "vary"))
+    base = content.get("base", "boe")
+    axes = axes_of(content.get("vary"))
+    options = {name: content[name] for name in _SETTINGS if name in content}
+    variants_of(base, axes)
+    study = _study(content, (Group((base,), settings_of(_plain(options))),))
+    return AblatePlan(study, base, axes)
+
+
+def _fidelity(content: Mapping[str, Any]) -> FidelityPlan:
+    own = ("scores", "fractions", "canvases", "candidates", "rho", "seed")
+    where = ("task", "difficulty", "order", "model", "text", "length")
+    _check(content, (*own, *where, *_TRUTH))
+    return fidelity_plan(
+        {name: content[name] for name in own if name in content},
+        {name: content[name] for name in where if name in content},
+        {name: content[name] for name in _TRUTH if name in content},
+    )
+
+
+def fidelity_plan(
+    own: Mapping[str, Any], where: Mapping[str, Any], truth: Mapping[str, Any]
+) -> FidelityPlan:
+    """A plan from the study's options, where its canvases are from, and the truth's options.
+
+    Raises:
+        ValueError: not exactly one of task and model, or a model without text.
+    """
+    if ("task" in where) == ("model" in where):
+        raise ValueError("fidelity needs either a task, or a model with a text")
+    if "model" in where and "text" not in where:
+        raise ValueError("fidelity of a model needs a text")
+    places: dict[str, Any] = {**where}
+    if "task" in where:
+        places.setdefault("difficulty", "hard")
+        places.setdefault("order", "confidence")
+        source = f"{places['task']}, {places['difficulty']}, decoded in {places['order']} order"
+    else:
+        places["text"] = Path(where["text"])
+        places.setdefault("length", 128)
+        source = f"{places['model']} on {places['text'].name}, {places['length']} tokens"
+    options: dict[str, Any] = {"scores": SCORES, **own}
+    for name in ("scores", "fractions"):
+        if name in options:
+            options[name] = tuple(options[name])
+    study = FidelityStudy(source, **options, truth=TruthOptions(**truth))
+    return FidelityPlan(study, **places)
+
+
+def _study(content: Mapping[str, Any], groups: tuple[Group, ...]) -> Study:
+    if "task" not in content:
+        raise ValueError("a plan needs a task")
+    seed = content.get("seed", 0)
+    return Study(
+        task=content["task"],
+        difficulty=content.get("difficulty", "hard"),
+        groups=groups,
+        items=content.get("items", 100),
+        item_seed=seed,
+        split=content.get("split", "test"),
+        seeds=tuple(content.get("seeds", (seed,))),
+        batch_size=content.get("batch", 50),
+        traced=content.get("traced", 0),
+    )
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with "none" as None, which TOML lacks."""
+
+    def one(value: Any) -> Any:
+        return None if value == "none" else value
+
+    return {
+        name: [one(v) for v in value] if isinstance(value, list) else one(value)
+        for name, value in options.items()
+    }
+
+
+def _check(content: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for name in content:
+        if name not in known:
+            raise ValueError(f"keys are {', '.join(known)}, got {name!r}")

@@ -1,0 +1,283 @@
+"""One option of a BoE strategy at a time: what each contributes, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from boe.denoisers.base import Denoiser
+from boe.evaluate.comparison import Comparison, Pair, Summary, row_as_json
+from boe.evaluate.record import run_cell
+from boe.evaluate.settings import Setting
+from boe.evaluate.statistics import holm
+from boe.evaluate.stored import with_setting
+from boe.evaluate.study import Cell, Group, Study
+from boe.samplers import BoE, Strategy, sampler_from, spec_of
+from boe.samplers.boe import ACTIVE_SETS, GATES, NORMALISATIONS, PROBE_SETS
+from boe.samplers.candidates import CANDIDATE_RULES
+from boe.tasks import TaskItem
+
+SCHEMA = "boe/ablate/1"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values that one option is set to, everything else being the base's.
+
+    Attributes:
+        name: of the option, or of the group of options.
+        title: for people.
+        changes: per label the options that differ.
+    """
+
+    name: str
+    title: str
+    changes: Mapping[str, Mapping[str, Any]]
+
+
+def _options(name: str, title: str, values: Sequence[Any]) -> Axis:
+    return Axis(name, title, {_label(value): {name: value} for value in values})
+
+
+def _label(value: Any) -> str:
+    plain = {None: "none", True: "true", False: "false"}
+    return plain[value] if value is None or isinstance(value, bool) else str(value)
+
+
+AXES: tuple[Axis, ...] = (
+    _options("gate", "confidence gate", GATES),
+    Axis(
+        "anti-collapse",
+        "anti-collapse penalty",
+        {
+            "none": {"penalty": 0.0},
+            "λ 0.2, h 0.3": {"penalty": 0.2, "floor": 0.3},
+            "λ 1, h 1": {"penalty": 1.0, "floor": 1.0},
+        },
+    ),
+    _options("active", "active rows (all: dense instead of sparse)", ACTIVE_SETS),
+    _options("rho", "candidate fraction ρ", (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)),
+    _options("alpha", "where the gradient is taken, α", (0.0, 0.25, 0.5, 0.75, 1.0)),
+    _options("context", "context at α > 0", ("frozen", "full")),
+    _options("probes", "probe set", PROBE_SETS),
+    _options("max_probes", "probes kept", (None, 4, 16)),
+    _options("candidates", "prefilter", CANDIDATE_RULES),
+    _options("normalise", "normalisation", NORMALISATIONS),
+    _options("top_k", "tokens in a soft write", (None, 1, 4, 16)),
+    _options("tolerance", "tolerance", (None, 0.0, 0.01, 0.05, 0.2)),
+)
+"""The paper's Table 5 (gate, anti-collapse, active rows, ρ) and our own choices."""
+
+RIVAL = "sampler"
+RIVALS = ("confidence",)
+"""Samplers that are run beside the variants, as in Table 5."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The base with one thing changed, or a rival (its axis is :data:`RIVAL`).
+
+    Attributes:
+        axis, label: what, and to what.
+        sampler: its specification; ``None`` if it was refused.
+        refused: why there is no such strategy.
+    """
+
+    axis: str
+    label: str
+    sampler: str | None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """One variant at one setting, against the base on the same items.
+
+    Attributes:
+        summary: ``None`` where the variant was refused.
+        pair: variant minus base; ``None`` for the base itself.
+        p_holm: the pair's p-value, adjusted by Holm's method over all variants of the
+            setting.
+    """
+
+    variant: Variant
+    summary: Summary | None
+    pair: Pair | None
+    p_holm: float | None
+
+    @property
+    def is_base(self) -> bool:
+        return self.summary is not None and self.pair is None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A base and its variants. ``axes`` gives their titles by name."""
+
+    base: str
+    axes: Mapping[str, str]
+    study: Study
+    environment: Mapping[str, Any]
+    denoiser: str | None
+    complete: bool
+    rows: tuple[AblationRow, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The documented form (docs/command-line.md)."""
+        return {
+            "schema": SCHEMA,
+            "complete": self.complete,
+            "base": self.base,
+            "axes": dict(self.axes),
+            "study": self.study.as_json(),
+            "environment": dict(self.environment),
+            "denoiser": self.denoiser,
+            "rows": [
+                {
+                    **asdict(row.variant),
+                    "summary": row.summary and row_as_json(row.summary),
+                    "against_base": row.pair and row_as_json(row.pair),
+                    "p_holm": row.p_holm,
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def variants_of(base: str, axes: Sequence[Axis] = AXES) -> list[Variant]:
+    """Rivals, and the base with each value of each axis; impossible ones with the reason.
+
+    Raises:
+        ValueError: the base's policy is not BoE, or an axis names no option of it.
+    """
+    strategy = Strategy.of(sampler_from(base))
+    policy = strategy.which
+    if not isinstance(policy, BoE):
+        raise ValueError(f"base must be a BoE strategy, got {base!r}")
+    known = {field.name for field in fields(policy)}
+    variants = [Variant(RIVAL, rival, rival) for rival in RIVALS]
+    for axis in axes:
+        for label, changes in axis.changes.items():
+            unknown = sorted(set(changes) - known)
+            if unknown:
+                raise ValueError(
+                    f"boe has options {', '.join(sorted(known))}, not {', '.join(unknown)}"
+                )
+            try:
+                changed = replace(strategy, which=replace(policy, **changes))
+            except ValueError as error:
+                variants.append(Variant(axis.name, label, None, str(error)))
+                continue
+            variants.append(Variant(axis.name, label, spec_of(changed)))
+    return variants
+
+
+def tried_out(
+    variants: Sequence[Variant], denoiser: Denoiser, item: TaskItem, setting: Setting
+) -> list[Variant]:
+    """The variants, those refused that cannot decode ``item``.
+
+    Options may not fit a vocabulary or an architecture, which only a decode shows.
+    """
+    kept = []
+    for variant in variants:
+        name = variant.sampler
+        if name is not None:
+            try:
+                run_cell(denoiser, [item.canvas], [item.number], Cell(name, setting, 0, name))
+            except ValueError as error:
+                variant = replace(variant, sampler=None, refused=str(error))
+        kept.append(variant)
+    return kept
+
+
+def custom_axis(name: str, values: Sequence[str]) -> Axis:
+    """An axis over one option, its values as in a specification string.
+
+    Raises:
+        ValueError: BoE has no such option, or a value does not fit it.
+    """
+    # A configuration that every single value goes with: whether it goes with the base is for
+    # variants_of to find out.
+    tolerant = "boe:preset=paper" if name == "active" else "boe:preset=paper,active=all"
+    changes = {}
+    for value in values:
+        changes[value] = {name: getattr(sampler_from(f"{tolerant},{name}={value}"), name)}
+    return Axis(name, name, changes)
+
+
+def study_of(base: str, variants: Sequence[Variant], study: Study) -> Study:
+    """``study`` with the base and all variants in place of its samplers."""
+    settings = tuple(dict.fromkeys(setting for g in study.groups for setting in g.settings))
+    specs = [spec_of(sampler_from(base)), *(v.sampler for v in variants if v.sampler)]
+    return replace(study, groups=(Group(tuple(dict.fromkeys(specs)), settings),))
+
+
+def ablation_of(
+    base: str, axes: Sequence[Axis], variants: Sequence[Variant], comparison: Comparison
+) -> Ablation:
+    """Rows from the comparison of a base with its variants."""
+    spec = spec_of(sampler_from(base))
+    rows: list[AblationRow] = []
+    settings = list(dict.fromkeys(s.setting for s in comparison.summaries))
+    for setting in settings:
+        summaries = {s.sampler: s for s in comparison.summaries if s.setting == setting}
+        against = _against(spec, setting, comparison.pairs)
+        tested = sorted(against)
+        adjusted = dict(zip(tested, holm([against[name].p_value for name in tested]), strict=True))
+        for variant in variants:
+            name = variant.sampler
+            if name is None:
+                rows.append(AblationRow(variant, None, None, None))
+            elif name in summaries:
+                rows.append(
+                    AblationRow(variant, summaries[name], against.get(name), adjusted.get(name))
+                )
+    return Ablation(
+        base=spec,
+        axes={RIVAL: "other samplers", **{axis.name: axis.title for axis in axes}},
+        study=comparison.study,
+        environment=comparison.environment,
+        denoiser=comparison.denoiser,
+        complete=comparison.complete,
+        rows=tuple(rows),
+    )
+
+
+def _against(base: str, setting: Setting, pairs: Sequence[Pair]) -> dict[str, Pair]:
+    """By variant, its pair with the base, turned so that the variant comes first."""
+    found = {}
+    for pair in pairs:
+        if pair.setting == setting and base in (pair.first, pair.second):
+            other = pair.second if pair.first == base else pair.first
+            found[other] = pair if pair.second == base else pair.swapped()
+    return found
+
+
+def ablation_from_json(content: Mapping[str, Any]) -> Ablation:
+    """A stored ablation.
+
+    Raises:
+        ValueError: another schema.
+    """
+    if content.get("schema") != SCHEMA:
+        raise ValueError(f"schema must be {SCHEMA}, got {content.get('schema')!r}")
+    rows = [
+        AblationRow(
+            Variant(**{name: row[name] for name in ("axis", "label", "sampler", "refused")}),
+            None if row["summary"] is None else Summary(**with_setting(row["summary"])),
+            None if row["against_base"] is None else Pair(**with_setting(row["against_base"])),
+            row["p_holm"],
+        )
+        for row in content["rows"]
+    ]
+    return Ablation(
+        base=content["base"],
+        axes=content["axes"],
+        study=Study.from_json(content["study"]),
+        environment=content["environment"],
+        denoiser=content["denoiser"],
+        complete=content["complete"],
+        rows=tuple(rows),
+    )

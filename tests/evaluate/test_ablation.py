@@ -1,0 +1,158 @@
+"""One change at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from fake_denoiser import FakeDenoiser, table_of
+from fake_task import FakeTask
+from results_of_fakes import BASE, fake_ablation
+
+from boe.denoisers import EntropyGradient, GradientRequest, Prediction
+from boe.denoisers.base import ENGINES
+from boe.evaluate import Group, Setting, Study
+from boe.evaluate.ablation import (
+    AXES,
+    RIVAL,
+    Variant,
+    ablation_from_json,
+    custom_axis,
+    study_of,
+    tried_out,
+    variants_of,
+)
+from boe.evaluate.statistics import holm
+from boe.samplers import BoE, sampler_from
+from boe.samplers.boe import ACTIVE_SETS, PROBE_SETS
+from boe.samplers.candidates import CANDIDATE_RULES
+
+
+def test_the_papers_rows_are_among_the_axes() -> None:
+    axes = {axis.name: list(axis.changes.values()) for axis in AXES}
+    assert {"gate": "none"} in axes["gate"]
+    assert {"penalty": 0.0} in axes["anti-collapse"]
+    assert {"active": "all"} in axes["active"]
+    assert axes["rho"] == [{"rho": rho} for rho in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)]
+
+
+def test_every_axis_names_options_of_boe() -> None:
+    options = {field.name for field in fields(BoE)}
+    for axis in AXES:
+        for changes in axis.changes.values():
+            assert set(changes) <= options
+
+
+@pytest.mark.parametrize("base", ["boe", "boe:preset=paper", "boe+eb:gamma=0.05"])
+def test_a_variant_differs_from_the_base_in_its_axis_alone(base: str) -> None:
+    axes = {axis.name: axis for axis in AXES}
+    whole = sampler_from(base)
+    for variant in variants_of(base):
+        if variant.axis == RIVAL or variant.sampler is None:
+            continue
+        changed = sampler_from(variant.sampler)
+        policy, own = getattr(changed, "which", changed), getattr(whole, "which", whole)
+        expected = {f.name: getattr(own, f.name) for f in fields(own)}
+        expected |= axes[variant.axis].changes[variant.label]
+        assert {f.name: getattr(policy, f.name) for f in fields(policy)} == expected
+        assert getattr(changed, "count", None) == getattr(whole, "count", None)
+
+
+def test_the_impossible_is_listed_with_its_reason() -> None:
+    refused = {(v.axis, v.label): v.refused for v in variants_of("boe") if v.sampler is None}
+    assert "zero-gradient" in str(refused["active", "candidates"])
+    assert ("candidates", "all") in refused
+
+
+def test_what_a_model_cannot_do_is_found_out_by_trying() -> None:
+    class Choosy(FakeDenoiser):
+        def entropy_gradient(
+            self, prediction: Prediction, request: GradientRequest
+        ) -> EntropyGradient:
+            if request.top_k is not None and request.top_k > 5:
+                raise ValueError("top_k must be at most 5")
+            return super().entropy_gradient(prediction, request)
+
+    variants = [
+        Variant("top_k", "4", f"{BASE},top_k=4"),
+        Variant("top_k", "16", f"{BASE},top_k=16"),
+        Variant("active", "candidates", None, "why"),
+    ]
+    denoiser = Choosy(table_of([0.9, 0.5, 0.8, 0.4]), torch.zeros(4))
+    item = FakeTask().items(1, 0)[0]
+    assert tried_out(variants, denoiser, item, Setting(1)) == [
+        variants[0],
+        Variant("top_k", "16", None, "top_k must be at most 5"),
+        variants[2],
+    ]
+
+
+def test_the_study_runs_the_base_and_each_variant_once() -> None:
+    bare = Study("fake", "hard", (Group(("boe",), (Setting(1), Setting(2))),), items=3)
+    study = study_of("boe", variants_of("boe"), bare)
+    (group,) = study.groups
+    assert group.settings == (Setting(1), Setting(2))
+    assert group.samplers[:2] == ("boe", "confidence")
+    assert len(set(group.samplers)) == len(group.samplers)
+    assert study.items == 3
+
+
+def test_rows_hold_the_base_wherever_an_axis_passes_it() -> None:
+    ablation = fake_ablation()
+    bases = [(row.variant.axis, row.variant.label) for row in ablation.rows if row.is_base]
+    assert bases == [("active", "candidates_probes"), ("rho", "0.5"), ("alpha", "0.5")]
+
+
+def test_p_values_are_adjusted_for_all_variants_of_a_setting() -> None:
+    rows = {row.variant.sampler: row for row in fake_ablation().rows if row.pair is not None}
+    expected = holm([row.pair.p_value for row in rows.values() if row.pair])
+    assert sorted(row.p_holm for row in rows.values() if row.p_holm is not None) == sorted(expected)
+
+
+def test_differences_are_variant_minus_base() -> None:
+    ablation = fake_ablation()
+    base = next(row.summary for row in ablation.rows if row.is_base)
+    for row in ablation.rows:
+        if row.pair is not None and row.summary is not None and base is not None:
+            assert row.pair.first == row.variant.sampler
+            assert row.pair.flop_equiv == pytest.approx(row.summary.flop_equiv - base.flop_equiv)
+
+
+def test_an_ablation_survives_json() -> None:
+    ablation = fake_ablation()
+    stored = json.loads(json.dumps(ablation.as_json(), allow_nan=False))
+    assert stored["schema"] == "boe/ablate/1"
+    assert ablation_from_json(stored) == ablation
+    with pytest.raises(ValueError, match="schema must be boe/ablate/1"):
+        ablation_from_json({"schema": "boe/compare/2"})
+
+
+def test_an_axis_of_ones_own_takes_values_as_text() -> None:
+    axis = custom_axis("top_k", ["3", "none"])
+    assert dict(axis.changes) == {"3": {"top_k": 3}, "none": {"top_k": None}}
+    with pytest.raises(ValueError, match="alpha must be"):
+        custom_axis("alpha", ["much"])
+    with pytest.raises(ValueError, match="speed"):
+        custom_axis("speed", ["1"])
+
+
+def test_only_boe_can_be_ablated() -> None:
+    with pytest.raises(ValueError, match="base must be a BoE strategy, got 'confidence'"):
+        variants_of("confidence")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("active", value) for value in ACTIVE_SETS),
+        *(("probes", value) for value in PROBE_SETS),
+        *(("candidates", value) for value in CANDIDATE_RULES),
+        *(("engine", value) for value in ENGINES),
+        *(("context", value) for value in ("frozen", "full")),
+        ("bridge_rule", "hidden_change"),
+    ],
+)
+def test_values_that_contradict_the_defaults_can_be_given_all_the_same(name, value) -> None:
+    assert dict(custom_axis(name, [value]).changes) == {value: {name: value}}
