@@ -1,0 +1,74 @@
+"""``python -m boe.lm_eval``: the lm-eval command with boe in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from boe.lm_eval import MODEL, PROTOCOLS, register
+from boe.lm_eval.costs import summary_lines
+from boe.lm_eval.settings import EvaluationSettings
+
+
+def main() -> None:
+    """Run lm-eval's command line.
+
+    The model ``boe`` and the folder of protocols are added. With ``--output_path`` the
+    costs of every request are kept there too, unless the argument ``costs`` says where.
+    """
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    register()
+    setup_logging()
+    harness = HarnessCLI()
+    arguments = harness.parse_args()
+    if hasattr(arguments, "include_path"):
+        own = arguments.include_path
+        arguments.include_path = [str(PROTOCOLS), *([own] if own else [])]
+    settings = None
+    if getattr(arguments, "model", None) == MODEL:
+        try:
+            settings = _settings_of(arguments)
+        except (ValueError, TypeError) as error:
+            # Before the model and the data are loaded, and without a traceback.
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+    harness.execute(arguments)
+    if settings is not None and settings.costs is not None and os.environ.get("RANK", "0") == "0":
+        print("\n".join(summary_lines(settings.costs, settings.fingerprint)))
+
+
+def _settings_of(arguments: Namespace) -> EvaluationSettings:
+    """The settings that the model will be built with; puts ``costs`` into the arguments."""
+    from lm_eval.utils import sanitize_model_name
+
+    given = dict(arguments.model_args or {})
+    if arguments.device is None and not arguments.config:
+        # lm-eval would say cuda:0 where nothing is said.
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "costs" not in given and arguments.output_path:
+        place = Path(arguments.output_path)
+        # Where lm-eval puts its results: a name with this ending is a file, another a folder.
+        if place.suffix == ".json":
+            folder = place.parent
+        else:
+            folder = place / sanitize_model_name(str(given.get("pretrained")))
+        given["costs"] = str(folder)
+        arguments.model_args = given
+    further = {
+        name: getattr(arguments, name)
+        for name in ("batch_size", "max_batch_size", "device")
+        if getattr(arguments, name, None) is not None
+    }
+    if getattr(arguments, "trust_remote_code", False):
+        further["trust_remote_code"] = True
+    return EvaluationSettings.from_arguments(**{**given, **further})
+
+
+if __name__ == "__main__":
+    main()

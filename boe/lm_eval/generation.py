@@ -1,0 +1,181 @@
+"""``generate_until``: prompts to canvases, and canvases to answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from boe.decoding import Account, Item, generate
+from boe.denoisers import Denoiser
+from boe.lm_eval.requests import Asked, Wish
+from boe.lm_eval.settings import EvaluationSettings
+from boe.lm_eval.texts import Texts
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request as a canvas.
+
+    Attributes:
+        canvas: int64 (L,), with the masks to fill in at ``start`` and after.
+        start: number of positions before the first mask.
+    """
+
+    asked: Asked
+    wish: Wish
+    canvas: Tensor
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.wish.gen_length
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's text, and what it took.
+
+    Attributes:
+        tokens: number generated, up to and including a stop.
+        stopped: whether a stop ended the decode.
+    """
+
+    prompt: Prompt
+    text: str
+    tokens: int
+    stopped: bool
+    account: Account
+
+
+class Generator:
+    """Decodes prompts by the settings' strategy."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        texts: Texts,
+        settings: EvaluationSettings,
+        max_length: int | None,
+    ) -> None:
+        self.denoiser, self.texts, self.settings = denoiser, texts, settings
+        self.max_length = max_length
+        self.ends = texts.end_ids(settings.eos)
+        self._suppress = tuple(texts.id_of("suppress", token) for token in settings.suppress)
+        self._delay = tuple(texts.id_of("delay", token) for token in settings.delay)
+
+    def prepare(self, request: Asked) -> Prompt:
+        """The canvas of a request: special tokens, prompt, masks, closing special tokens.
+
+        Raises:
+            ValueError: the prompt is too long, or the task asks for what is not supported.
+        """
+        context, options = request.instance.args
+        wish = Wish.of(options, self.settings)
+        ids = self.texts.encode(context)
+        opening = self.texts.opening(ids)
+        closing = self.texts.suffix
+        masks = [self.texts.mask_id] * wish.gen_length
+        if self.max_length is not None:
+            room = self.max_length - len(opening) - len(masks) - len(closing)
+            if room < 0 or (room < len(ids) and not self.settings.truncate):
+                raise ValueError(
+                    f"{request.name}: a prompt of {len(ids)} tokens and {len(masks)} to generate "
+                    f"need more than the {self.max_length} positions of the model; give a smaller "
+                    "gen_length, or truncate=true to cut the beginning of prompts off"
+                )
+            ids = ids[max(0, len(ids) - room) :]
+        whole = torch.tensor([*opening, *ids, *masks, *closing], device=self.denoiser.device)
+        return Prompt(request, wish, whole, len(opening) + len(ids))
+
+    def run(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
+        """Answers, batch by batch, longest canvases first."""
+
+        def alike(prompt: Prompt) -> tuple[float, ...]:
+            wish = prompt.wish
+            nothing = -1.0
+            return (
+                wish.gen_length,
+                nothing if wish.temperature is None else wish.temperature,
+                nothing if wish.top_p is None else wish.top_p,
+            )
+
+        def order(prompt: Prompt) -> tuple[tuple[float, ...], int, int]:
+            return alike(prompt), -len(prompt.canvas), prompt.asked.number
+
+        for _, group in groupby(sorted(prompts, key=order), key=alike):
+            waiting = list(group)
+            size = self.settings.batch_size
+            for start in range(0, len(waiting), size):
+                yield from halving(self._decode, waiting[start : start + size])
+
+    def _decode(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        settings, wish = self.settings, prompts[0].wish
+        early = settings.early_stop
+        stop_texts = any(prompt.wish.until for prompt in prompts)
+        try:
+            items = generate(
+                self.denoiser,
+                [prompt.canvas for prompt in prompts],
+                settings.strategy,
+                budget=settings.budget,
+                block_length=settings.block_length,
+                temperature=wish.temperature,
+                top_p=wish.top_p,
+                guidance=settings.cfg,
+                suppress=self._suppress,
+                delay=self._delay,
+                stop=[(token,) for token in self.ends] if early else (),
+                stop_when=partial(self._stop, prompts) if early and stop_texts else None,
+                seed=settings.seed,
+                item_ids=[prompt.asked.key for prompt in prompts],
+            ).items
+        except ValueError as error:
+            names = ", ".join(f"{k}: {prompt.asked.name}" for k, prompt in enumerate(prompts))
+            error.add_note(f"while decoding the sequences {names}")
+            raise
+        return [self._answer(prompt, item) for prompt, item in zip(prompts, items, strict=True)]
+
+    def _stop(self, prompts: Sequence[Prompt], index: int, ids: list[int]) -> int | None:
+        """Where the written beginning of a sequence ends with a stop text."""
+        prompt = prompts[index]
+        written = ids[prompt.start : prompt.end]
+        length = self.texts.stop_in(written, prompt.wish.until) if written else None
+        return None if length is None else prompt.start + length
+
+    def _answer(self, prompt: Prompt, item: Item) -> Answer:
+        stopped = item.end is not None
+        end = prompt.end if item.end is None else min(item.end, prompt.end)
+        ids = item.ids[prompt.start : end].tolist()
+        shown = ids[:-1] if stopped and self._drops(ids[-1]) else ids
+        text = self.texts.answer(shown, prompt.wish.until, self.settings.skip_special_tokens)
+        return Answer(prompt, text, len(ids), stopped, item.account)
+
+    def _drops(self, token: int) -> bool:
+        """Whether an id at the end of an answer is an ending to be left out of it."""
+        return self.settings.skip_special_tokens and token in self.ends
+
+
+def halving(run: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
+    """``run(items)``, in halves where the device has not the memory for all.
+
+    Raises:
+        torch.OutOfMemoryError: not even one fits.
+    """
+    try:
+        return run(items)
+    except torch.OutOfMemoryError:
+        if len(items) == 1:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = (len(items) + 1) // 2
+    return halving(run, items[:middle]) + halving(run, items[middle:])

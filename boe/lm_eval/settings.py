@@ -1,0 +1,198 @@
+"""The arguments of the model ``boe`` in lm-eval."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import types
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+
+from boe.denoisers.base import Engine
+from boe.samplers import BoE, FrontLoaded, Strategy, TokensPerStep, sampler_from
+from boe.samplers.budgets import Budget
+
+# What cannot change an answer, but for rounding.
+_INCIDENTAL = ("batch_size", "device", "costs")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What ``--model_args`` may hold.
+
+    Attributes:
+        pretrained: checkpoint directory, Hub id, or ``embedded:NAME`` for the denoiser that
+            comes with the task NAME of :data:`boe.tasks.TASKS`.
+        sampler: a specification (:func:`boe.samplers.sampler_from`), in which ``;`` may
+            stand for ``,``, since lm-eval takes a comma for the next argument.
+        engine: of the gradient, for the sampler ``boe``.
+        gen_length: tokens to generate; what the task asks for if ``None``, or else 256.
+        steps: decoding steps, shared out as LLaDA does.
+        tokens_per_step: instead of ``steps``; 1 if neither is given.
+        block_length: semi-autoregressive blocks.
+        temperature, top_p: of the draws; if ``None`` what the task asks for where it
+            samples, and else the sampler's own.
+        cfg: w of classifier-free guidance, in generation and likelihood.
+        suppress: tokens that are never written.
+        delay: tokens whose positions are revealed last.
+        eos: tokens that end an answer; by default the tokenizer's end of text and of turn.
+        early_stop: end a sequence once everything up to and including a stop text or an
+            ``eos`` token is written, and count the cost to there. Otherwise the whole
+            canvas is decoded, and stop texts only cut the answer.
+        skip_special_tokens: leave special tokens out of answers.
+        mc_num: draws of the Monte-Carlo bound on a likelihood.
+        check_greedy: find out for each likelihood whether greedy decoding would give the
+            text, which takes a forward per token; if not, ``is_greedy`` is always False.
+        seed: of all draws, with the request's text.
+        batch_size: sequences in a forward.
+        max_length: longest canvas; the model's own limit if ``None``.
+        truncate: cut the beginning off prompts that are too long, instead of refusing them.
+        device: cuda if there is one, else cpu.
+        dtype: of the weights; ``auto`` is the checkpoint's own.
+        mask_id, tokenizer, allow_pickle, trust_remote_code: :func:`boe.load_model`.
+        costs: folder for the cost records.
+    """
+
+    pretrained: str
+    sampler: str = "boe"
+    engine: str | None = None
+    gen_length: int | None = None
+    steps: int | None = None
+    tokens_per_step: int | None = None
+    block_length: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    cfg: float = 0.0
+    suppress: tuple[str, ...] = ()
+    delay: tuple[str, ...] = ()
+    eos: tuple[str, ...] | None = None
+    early_stop: bool = True
+    skip_special_tokens: bool = True
+    mc_num: int = 128
+    check_greedy: bool = True
+    seed: int = 0
+    batch_size: int = 1
+    max_length: int | None = None
+    truncate: bool = False
+    device: str | None = None
+    dtype: str = "auto"
+    mask_id: int | None = None
+    tokenizer: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    costs: str | None = None
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        if not self.pretrained:
+            raise ValueError("pretrained must name a checkpoint, got an empty text")
+        for name in ("gen_length", "steps", "tokens_per_step", "block_length", "mc_num"):
+            _check_positive(name, getattr(self, name))
+        for name in ("batch_size", "max_length"):
+            _check_positive(name, getattr(self, name))
+        if self.steps is not None and self.tokens_per_step is not None:
+            raise ValueError("give steps or tokens_per_step, not both")
+        if not (self.cfg >= 0.0 and math.isfinite(self.cfg)):
+            raise ValueError(f"cfg must be finite and not negative, got {self.cfg}")
+        _ = self.strategy
+
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> EvaluationSettings:
+        """Settings from arguments as lm-eval parses them.
+
+        Raises:
+            ValueError, TypeError: an unknown argument, or a value that does not fit.
+        """
+        if arguments.pop("max_batch_size", None) is not None:
+            raise ValueError("max_batch_size is not supported: boe searches for no batch size")
+        if "pretrained" not in arguments:
+            raise ValueError("model_args must name the checkpoint: pretrained=…")
+        known = {field.name for field in fields(cls)}
+        for name in arguments:
+            if name not in known:
+                raise ValueError(_unknown(name, known))
+        for name in ("suppress", "delay", "eos"):
+            value = arguments.get(name)
+            if isinstance(value, str):
+                arguments[name] = tuple(part for part in value.split(";") if part)
+            elif isinstance(value, Sequence):
+                arguments[name] = tuple(value)
+        batch_size = arguments.get("batch_size")
+        if isinstance(batch_size, str):
+            if not batch_size.isdecimal():
+                raise ValueError(
+                    f"batch_size must be a number, got {batch_size!r}: boe searches for no "
+                    "batch size"
+                )
+            arguments["batch_size"] = int(batch_size)
+        for name in ("temperature", "top_p", "cfg"):
+            if type(arguments.get(name)) is int:
+                arguments[name] = float(arguments[name])
+        return cls(**arguments)
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """The sampler.
+
+        Raises:
+            ValueError: no such sampler, or an engine that it does not take.
+        """
+        strategy = Strategy.of(sampler_from(self.sampler.replace(";", ",")))
+        if self.engine is None:
+            return strategy
+        if not isinstance(strategy.which, BoE):
+            raise ValueError(
+                f"engine is an option of the sampler boe, got engine={self.engine!r} with "
+                f"{self.sampler!r}"
+            )
+        return replace(strategy, which=replace(strategy.which, engine=cast(Engine, self.engine)))
+
+    @property
+    def budget(self) -> Budget:
+        if self.steps is not None:
+            return FrontLoaded(self.steps)
+        return TokensPerStep(self.tokens_per_step or 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Ten hexadecimal digits that differ between settings that may answer differently."""
+        deciding = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
+        return hashlib.blake2b(json.dumps(deciding).encode(), digest_size=5).hexdigest()
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    options = {field.name for field in fields(BoE)}
+    if near:
+        hint = f"did you mean {near[0]}?"
+    elif name in options:
+        hint = f"options of a sampler are separated by ';' here: sampler=boe:alpha=0.5;{name}=…"
+    else:
+        hint = f"known are {', '.join(sorted(known))}"
+    return f"unknown model argument {name!r}: {hint}"
+
+
+def _check_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    accepted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for kind in accepted:
+        if get_origin(kind) is tuple:
+            if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
+                return
+        elif type(value) is kind:
+            return
+    names = " or ".join(
+        "none" if kind is type(None) else "texts" if get_origin(kind) is tuple else kind.__name__
+        for kind in accepted
+    )
+    raise TypeError(f"{name} must be {names}, got {value!r}")
