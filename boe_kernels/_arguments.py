@@ -46,6 +46,18 @@ def require_shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: 
         raise ValueError(f"{name} must have shape {meaning} = {expected}, got {tuple(value.shape)}")
 
 
+def require_constant(op: str, **tensors: Tensor | None) -> None:
+    """No tensor may require a gradient while one is being recorded: the op gives none."""
+    if not torch.is_grad_enabled():
+        return
+    for name, value in tensors.items():
+        if value is not None and value.requires_grad:
+            raise ValueError(
+                f"{name} must not require a gradient: {op} differentiates with respect to its "
+                "first argument only; detach it or use backend='reference'"
+            )
+
+
 def require_true(condition: Tensor, error: type[Exception], message: str) -> None:
     """Raise ``error(message)`` unless ``condition`` holds; asynchronously on a GPU."""
     if condition.device.type == "cpu":
@@ -53,6 +65,14 @@ def require_true(condition: Tensor, error: type[Exception], message: str) -> Non
             raise error(message)
     else:
         torch._assert_async(condition, message)
+
+
+def check_band(window: int | None, block_size: int | None) -> None:
+    """A window reaches 0 rows or more, a block holds 1 row or more."""
+    if window is not None and window < 0:
+        raise ValueError(f"window must be at least 0, got {window}")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
 
 
 def check_attention_tensors(

@@ -1,13 +1,15 @@
 """Which implementation of an op runs, and why.
 
-Every op has up to three paths that compute the same thing:
+Every op has up to four paths that compute the same thing:
 
-- ``reference``: plain PyTorch, any dtype and device, differentiable any number of times;
+- ``triton``: our GPU kernel;
+- ``native``: our CPU kernel, compiled from ``csrc/``;
 - ``library``: the best composition of PyTorch's own kernels;
-- ``triton``: our GPU kernel.
+- ``reference``: plain PyTorch, any dtype and device, differentiable any number of times.
 
-``backend="auto"`` takes the first usable path in the order triton, library, reference.
-Naming a path that cannot run raises; nothing else is ever computed in its place.
+``backend="auto"`` takes the first usable one in this order. Naming a path that cannot run
+raises; nothing else is ever computed in its place. The implementation of a path is the
+module of that name in the op's folder, imported when the path first runs.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 
 import torch
 
-PATHS = ("triton", "library", "reference")
+PATHS = ("triton", "native", "library", "reference")
 BACKENDS = ("auto", *PATHS)
 
 WhyNot = Callable[[torch.device, torch.dtype], str | None]
@@ -74,11 +79,21 @@ def decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> D
         if path not in paths:
             rejected[path] = "not implemented for this op"
             continue
+        if backend == "auto" and path == "triton" and device.type == "cpu":
+            # By name it may run on the CPU, under Triton's interpreter: for tests only.
+            rejected[path] = "needs a GPU"
+            continue
         reason = paths[path](device, dtype)
         if reason is None:
             return Decision(op, path, rejected)
         rejected[path] = reason
     raise ValueError(f"backend={backend!r} cannot run {op}: {rejected[backend]}")
+
+
+@cache
+def implementation(package: str, path: str) -> ModuleType:
+    """The module that implements ``path`` in an op's package."""
+    return import_module(f"{package}.{path}")
 
 
 def note_path(op: str, path: str) -> None:

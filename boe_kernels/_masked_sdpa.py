@@ -21,6 +21,7 @@ def visibility(
     key_rows: Tensor,
     key_padding_mask: Tensor | None,
     window: int | None,
+    block_size: int | None,
 ) -> Tensor | None:
     """Which keys each query row sees, as bool broadcastable to (B, 1, A, Lk).
 
@@ -29,12 +30,24 @@ def visibility(
         key_rows: int64 (Lk,), positions of the keys.
         key_padding_mask: bool (B, Lk), True at real keys.
         window: keys farther than this from the query are not seen.
+        block_size: keys beyond the end of the query's block are not seen.
     """
     visible = padding_visibility(key_padding_mask)
+    queries = query_rows.clamp_min(0).unsqueeze(-1)
     if window is not None:
-        near = (query_rows.clamp_min(0).unsqueeze(-1) - key_rows).abs() <= window
-        visible = near.unsqueeze(1) if visible is None else visible & near.unsqueeze(1)
+        visible = _both(visible, ((queries - key_rows).abs() <= window).unsqueeze(1))
+    if block_size is not None:
+        visible = _both(visible, (key_rows < block_end(queries, block_size)).unsqueeze(1))
     return visible
+
+
+def block_end(rows: Tensor, block_size: int) -> Tensor:
+    """The first row after the block that each row lies in."""
+    return (rows // block_size + 1) * block_size
+
+
+def _both(visible: Tensor | None, further: Tensor) -> Tensor:
+    return further if visible is None else visible & further
 
 
 def padding_visibility(key_padding_mask: Tensor | None) -> Tensor | None:
@@ -50,13 +63,17 @@ def as_bias(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def rows_bias(
-    query_rows: Tensor, k: Tensor, key_padding_mask: Tensor | None, window: int | None
+    query_rows: Tensor,
+    k: Tensor,
+    key_padding_mask: Tensor | None,
+    window: int | None,
+    block_size: int | None,
 ) -> Tensor | None:
     """The bias of the given query rows (B or 1, A) against all keys ``k`` (B, H, Lk, D)."""
-    if window is None:
+    if window is None and block_size is None:
         return as_bias(padding_visibility(key_padding_mask), k.dtype)
     keys = torch.arange(k.shape[2], device=k.device)
-    return as_bias(visibility(query_rows, keys, key_padding_mask, window), k.dtype)
+    return as_bias(visibility(query_rows, keys, key_padding_mask, window, block_size), k.dtype)
 
 
 def attend(

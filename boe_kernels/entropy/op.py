@@ -7,20 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boe_kernels._dispatch import always, note_path, register_paths
+from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
-from boe_kernels.entropy import library
+from boe_kernels._native import why_not_native
+from boe_kernels._triton import why_not_triton
 from boe_kernels.entropy.reference import accumulation_dtype
 
 NAME = "entropy_stats"
-register_paths(NAME, library=always)
+register_paths(NAME, triton=why_not_triton, native=why_not_native, library=always)
 
 Stats = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _forward(logits: Tensor, suppressed_ids: Tensor | None, path: str) -> Stats:
     note_path(NAME, path)
-    return library.forward(logits, suppressed_ids)
+    return implementation(__package__, path).forward(logits, suppressed_ids)
 
 
 def _forward_fake(logits: Tensor, suppressed_ids: Tensor | None, path: str) -> Stats:
@@ -39,7 +40,8 @@ def _backward(
     path: str,
 ) -> Tensor:
     note_path(f"{NAME}_backward", path)
-    return library.backward(grad_entropy, logits, entropy, lse, suppressed_ids)
+    run = implementation(__package__, path).backward
+    return run(grad_entropy, logits, entropy, lse, suppressed_ids)
 
 
 def _backward_fake(grad_entropy: Tensor, logits: Tensor, *rest: Any) -> Tensor:
@@ -72,7 +74,7 @@ forward_op = define_op(
     "(Tensor logits, Tensor? suppressed_ids, str path) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
-    _EntropyStats.apply,
+    _EntropyStats,
 )
 backward_op = define_op(
     f"{NAME}_backward",

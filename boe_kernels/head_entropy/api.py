@@ -7,6 +7,7 @@ from torch import Tensor
 
 from boe_kernels._arguments import (
     require_alike,
+    require_constant,
     require_floating,
     require_shape,
     require_tensor,
@@ -39,7 +40,8 @@ def linear_entropy(
         weight: (V, D) of hidden's dtype. bias: (V,) or ``None``.
         suppressed_ids: int64 (K,), ids that are to have probability 0.
         block_elements: at most this many logits are held at once, but at least one row.
-        backend: "auto", "library" or "reference" (holds all logits, differentiable twice).
+        backend: "auto", "native" (on the CPU), "library" or "reference" (holds all logits,
+            differentiable twice).
 
     Returns:
         EntropyStats, with the leading shape of ``hidden``.
@@ -73,13 +75,8 @@ def linear_entropy(
         note_path(op.NAME, path)
         stats = reference(rows, weight, bias, suppressed_ids)
     else:
-        needs_gradient = torch.is_grad_enabled()
-        if needs_gradient and (weight.requires_grad or (bias is not None and bias.requires_grad)):
-            raise ValueError(
-                "weight and bias must not require gradients: linear_entropy differentiates with "
-                "respect to hidden only; detach them or use backend='reference'"
-            )
-        with_gradient = needs_gradient and hidden.requires_grad
+        require_constant(op.NAME, weight=weight, bias=bias)
+        with_gradient = torch.is_grad_enabled() and hidden.requires_grad
         stats = op.forward_op(
             rows, weight, bias, suppressed_ids, block_elements, with_gradient, path
         )[:5]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
+from boe_kernels._products import linear
 from boe_kernels.entropy import library as entropy_library
 from boe_kernels.entropy.reference import accumulation_dtype
 
@@ -39,5 +39,5 @@ def forward(
         if with_gradient:
             ones = torch.ones_like(stats[0])
             grad_logits = entropy_library.backward(ones, logits, stats[0], stats[1], suppressed_ids)
-            torch.mm(grad_logits, weight, out=gradient[block])
+            gradient[block] = linear(grad_logits, weight.t())
     return entropy, lse, top1, top2, argmax, gradient

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boe_kernels._dispatch import always, note_path, register_paths
+from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
+from boe_kernels._native import why_not_native
+from boe_kernels._triton import why_not_triton
 from boe_kernels.entropy.reference import accumulation_dtype
-from boe_kernels.head_entropy import library
 
 NAME = "linear_entropy"
-register_paths(NAME, library=always)
+register_paths(NAME, triton=why_not_triton, native=why_not_native, library=always)
 
 StatsAndGradient = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -28,7 +29,8 @@ def _forward(
     path: str,
 ) -> StatsAndGradient:
     note_path(NAME, path)
-    return library.forward(hidden, weight, bias, suppressed_ids, block_elements, with_gradient)
+    run = implementation(__package__, path).forward
+    return run(hidden, weight, bias, suppressed_ids, block_elements, with_gradient)
 
 
 def _forward_fake(
@@ -90,7 +92,7 @@ forward_op = define_op(
     "bool with_gradient, str path) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
-    _LinearEntropy.apply,
+    _LinearEntropy,
 )
 backward_op = define_op(
     f"{NAME}_backward",

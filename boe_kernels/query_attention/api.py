@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from boe_kernels._arguments import check_attention_tensors
+from boe_kernels._arguments import (
+    check_attention_tensors,
+    check_band,
+    require_alike,
+    require_shape,
+    require_tensor,
+)
 from boe_kernels._dispatch import decide, note_path
 from boe_kernels._rows import check_rows, pad_rows
 from boe_kernels.query_attention import op
 from boe_kernels.query_attention.reference import reference
+
+GradRows = Literal["queries", "keys"]
 
 
 class DeferredRows:
@@ -46,6 +54,8 @@ def active_query_attention(
     key_padding_mask: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
+    block_size: int | None = None,
+    grad_rows: GradRows = "queries",
     backend: str = "auto",
 ) -> Tensor:
     """Bidirectional attention whose backward runs through the active query rows only.
@@ -67,7 +77,14 @@ def active_query_attention(
             zeros.
         scale: factor on q·k; 1/√D by default.
         window: query i sees keys j with |i − j| <= window (needs Lk = L); all by default.
-        backend: "auto", "library" or "reference" (plain PyTorch, differentiable twice).
+        block_size: query i sees keys up to the end of its block of this many rows:
+            block-causal attention (needs Lk = L); all by default. With ``window``, both
+            must hold.
+        grad_rows: "queries" gives dk and dv at every key; "keys" makes the keys and values
+            of inactive rows constants as well, so that dk and dv take |A|×|A| work (needs
+            Lk = L).
+        backend: "auto", "triton", "library" or "reference" (plain PyTorch, differentiable
+            twice).
 
     Returns:
         (B, Hq, L, D) of q's dtype. NaN in the inputs spreads as it does in
@@ -76,27 +93,154 @@ def active_query_attention(
     Raises:
         TypeError, ValueError, IndexError: an argument is not as above.
     """
-    check_attention_tensors(("q", q), ("k", k), ("v", v), key_padding_mask)
-    batch, _, length, width = q.shape
-    if window is not None and window < 0:
-        raise ValueError(f"window must be at least 0, got {window}")
-    if window is not None and k.shape[2] != length:
-        raise ValueError(
-            f"window needs as many keys as queries, got Lk = {k.shape[2]} and L = {length}"
-        )
-    scale = 1.0 / math.sqrt(width) if scale is None else float(scale)
+    scale = _check_structure(q, k, v, key_padding_mask, scale, window, block_size, grad_rows)
     path = decide(op.NAME, backend, q.device, q.dtype).path
     if isinstance(active_idx, DeferredRows):
         if path == "reference":
-            raise ValueError("DeferredRows needs backend='auto' or 'library', not 'reference'")
+            raise ValueError("DeferredRows cannot be used with backend='reference'")
         return _DeferredActiveQueryAttention.apply(
-            q, k, v, active_idx, key_padding_mask, scale, window, path
+            q, k, v, active_idx, key_padding_mask, scale, window, block_size, grad_rows, path
         )
-    check_rows("active_idx", active_idx, batch, length, like=q)
+    check_rows("active_idx", active_idx, q.shape[0], q.shape[2], like=q)
     if path == "reference":
         note_path(op.NAME, path)
-        return reference(q, k, v, pad_rows(active_idx), key_padding_mask, scale, window)
-    return op.forward_op(q, k, v, active_idx, key_padding_mask, scale, window, path)[0]
+        rows = pad_rows(active_idx)
+        return reference(q, k, v, rows, key_padding_mask, scale, window, block_size, grad_rows)
+    return op.forward_op(
+        q, k, v, active_idx, key_padding_mask, scale, window, block_size, grad_rows, path
+    )[0]
+
+
+class OutputWithLSE(NamedTuple):
+    """Attention output, and what its backward needs besides."""
+
+    out: Tensor
+    """(B, Hq, L, D)."""
+    lse: Tensor
+    """ln Σ exp(scale · q·k) over the visible keys, float32 (B, Hq, L)."""
+
+
+def active_query_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    block_size: int | None = None,
+    backend: str = "auto",
+) -> OutputWithLSE:
+    """The forward of :func:`active_query_attention` alone, with the log-sum-exp.
+
+    For callers that manage the backward themselves (:func:`active_query_backward`). No
+    graph is recorded. Arguments as in :func:`active_query_attention`.
+
+    Raises:
+        ValueError: also where the library path's kernel does not give its log-sum-exp,
+            which is so off the CPU.
+    """
+    scale = _check_structure(q, k, v, key_padding_mask, scale, window, block_size, "queries")
+    path = decide(op.NAME, backend, q.device, q.dtype).path
+    if path == "reference" or (path == "library" and q.device.type != "cpu"):
+        raise ValueError(
+            f"the {path} path does not give the log-sum-exp on {q.device.type}; use the triton path"
+        )
+    no_rows = torch.empty(0, dtype=torch.int64, device=q.device)
+    with torch.no_grad():
+        return OutputWithLSE(
+            *op.forward_op(
+                q, k, v, no_rows, key_padding_mask, scale, window, block_size, "queries", path
+            )
+        )
+
+
+def active_query_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    active_idx: Tensor,
+    *,
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    block_size: int | None = None,
+    grad_rows: GradRows = "queries",
+    compact_dq: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The backward of :func:`active_query_attention` alone: dq, dk and dv.
+
+    Args:
+        dout: (B, Hq, L, D), the gradient of the output; only active rows are read.
+        out, lse: from :func:`active_query_forward` with the same arguments and backend.
+        active_idx: int64 (A,) or (B, A) padded with −1, or bool.
+        compact_dq: return dq at the active rows only, (B, Hq, A, D) with zeros at padding,
+            which saves writing zeros elsewhere.
+
+    The other arguments are those of :func:`active_query_attention`.
+
+    Raises:
+        TypeError, ValueError, IndexError: an argument is not as above.
+    """
+    scale = _check_structure(q, k, v, key_padding_mask, scale, window, block_size, grad_rows)
+    for name, value in (("dout", dout), ("out", out)):
+        require_tensor(name, value, rank=4)
+        require_alike(name, value, "q", q)
+        require_shape(name, value, tuple(q.shape), "that of q")
+    require_tensor("lse", lse)
+    require_shape("lse", lse, tuple(q.shape[:3]), "(B, Hq, L)")
+    check_rows("active_idx", active_idx, q.shape[0], q.shape[2], like=q)
+    path = decide(op.NAME, backend, q.device, q.dtype).path
+    if path == "reference":
+        raise ValueError("the reference has no backward of its own: differentiate its forward")
+    with torch.no_grad():
+        return op.backward_op(
+            dout,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            active_idx,
+            key_padding_mask,
+            scale,
+            window,
+            block_size,
+            grad_rows,
+            compact_dq,
+            path,
+        )
+
+
+def _check_structure(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_padding_mask: Tensor | None,
+    scale: float | None,
+    window: int | None,
+    block_size: int | None,
+    grad_rows: str,
+) -> float:
+    """Check what the three functions share; returns the scale."""
+    check_attention_tensors(("q", q), ("k", k), ("v", v), key_padding_mask)
+    check_band(window, block_size)
+    if grad_rows not in get_args(GradRows):
+        raise ValueError(f"grad_rows must be 'queries' or 'keys', got {grad_rows!r}")
+    for name, needed in (
+        ("window", window is not None),
+        ("block_size", block_size is not None),
+        ("grad_rows='keys'", grad_rows == "keys"),
+    ):
+        if needed and k.shape[2] != q.shape[2]:
+            raise ValueError(
+                f"{name} needs as many keys as queries, got Lk = {k.shape[2]} and L = {q.shape[2]}"
+            )
+    return 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
 
 
 class _DeferredActiveQueryAttention(torch.autograd.Function):
@@ -104,20 +248,13 @@ class _DeferredActiveQueryAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        deferred: DeferredRows,
-        key_padding_mask: Tensor | None,
-        scale: float,
-        window: int | None,
-        path: str,
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, deferred: DeferredRows, *rest: Any
     ) -> Tensor:
         unbound = torch.empty(0, dtype=torch.int64, device=q.device)
-        out, lse = op.forward_op(q, k, v, unbound, key_padding_mask, scale, window, path)
+        out, lse = op.forward_op(q, k, v, unbound, *rest)
+        key_padding_mask, *ctx.options = rest
         ctx.save_for_backward(q, k, v, out, lse, key_padding_mask)
-        ctx.deferred, ctx.scale, ctx.window, ctx.path = deferred, scale, window, path
+        ctx.deferred = deferred
         return out
 
     @staticmethod
@@ -125,7 +262,8 @@ class _DeferredActiveQueryAttention(torch.autograd.Function):
         q, k, v, out, lse, key_padding_mask = ctx.saved_tensors
         rows = ctx.deferred.rows
         check_rows("the bound rows", rows, q.shape[0], q.shape[2], like=q)
+        *options, path = ctx.options
         grads = op.backward_op(
-            dout, q, k, v, out, lse, rows, key_padding_mask, ctx.scale, ctx.window, ctx.path
+            dout, q, k, v, out, lse, rows, key_padding_mask, *options, False, path
         )
-        return (*grads, None, None, None, None, None)
+        return (*grads, *(None,) * 7)

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boe_kernels._dispatch import always, note_path, register_paths
+from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
 from boe_kernels._masked_sdpa import gradient_layout
 from boe_kernels._rows import pad_rows
+from boe_kernels._triton import why_not_triton
 from boe_kernels.query_attention import library
 
 NAME = "active_query_attention"
-register_paths(NAME, library=always)
+register_paths(NAME, triton=why_not_triton, library=always)
 
 
 def _forward(
@@ -25,10 +26,13 @@ def _forward(
     key_padding_mask: Tensor | None,
     scale: float,
     window: int | None,
+    block_size: int | None,
+    grad_rows: str,
     path: str,
 ) -> tuple[Tensor, Tensor]:
     note_path(NAME, path)
-    return library.forward(q, k, v, key_padding_mask, scale, window)
+    run = implementation(__package__, path).forward
+    return run(q, k, v, key_padding_mask, scale, window, block_size)
 
 
 def _forward_fake(
@@ -39,9 +43,13 @@ def _forward_fake(
     key_padding_mask: Tensor | None,
     scale: float,
     window: int | None,
+    block_size: int | None,
+    grad_rows: str,
     path: str,
 ) -> tuple[Tensor, Tensor]:
-    return library.forward(q, k, v, key_padding_mask, scale, window)
+    if path == "triton":
+        return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return library.forward(q, k, v, key_padding_mask, scale, window, block_size)
 
 
 def _backward(
@@ -55,17 +63,45 @@ def _backward(
     key_padding_mask: Tensor | None,
     scale: float,
     window: int | None,
+    block_size: int | None,
+    grad_rows: str,
+    compact_dq: bool,
     path: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     note_path(f"{NAME}_backward", path)
-    rows = pad_rows(active_idx)
-    return library.backward(dout, q, k, v, out, lse, rows, key_padding_mask, scale, window)
+    run = implementation(__package__, path).backward
+    return run(
+        dout,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        pad_rows(active_idx),
+        key_padding_mask,
+        scale,
+        window,
+        block_size,
+        grad_rows,
+        compact_dq,
+    )
 
 
 def _backward_fake(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    active_idx: Tensor,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), gradient_layout(k), gradient_layout(v)
+    *_, grad_rows, compact_dq, path = options
+    dq_shape = (*q.shape[:2], active_idx.shape[-1], q.shape[3]) if compact_dq else q.shape
+    if path == "triton" or grad_rows == "keys":
+        return q.new_empty(dq_shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    return q.new_empty(dq_shape), gradient_layout(k), gradient_layout(v)
 
 
 class ActiveQueryAttention(torch.autograd.Function):
@@ -80,14 +116,19 @@ class ActiveQueryAttention(torch.autograd.Function):
         key_padding_mask: Tensor | None,
         scale: float,
         window: int | None,
+        block_size: int | None,
+        grad_rows: str,
         path: str,
     ) -> tuple[Tensor, Tensor]:
-        return forward_op(q, k, v, active_idx, key_padding_mask, scale, window, path)
+        return forward_op(
+            q, k, v, active_idx, key_padding_mask, scale, window, block_size, grad_rows, path
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, active_idx, key_padding_mask, ctx.scale, ctx.window, ctx.path = inputs
+        q, k, v, active_idx, key_padding_mask, *options = inputs
         out, lse = output
+        ctx.options = options
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, out, lse, active_idx, key_padding_mask)
@@ -95,26 +136,25 @@ class ActiveQueryAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if dout is None:
-            return (None,) * 8
-        q, k, v, out, lse, active_idx, key_padding_mask = ctx.saved_tensors
-        grads = backward_op(
-            dout, q, k, v, out, lse, active_idx, key_padding_mask, ctx.scale, ctx.window, ctx.path
-        )
-        return (*grads, None, None, None, None, None)
+            return (None,) * 10
+        *options, path = ctx.options
+        grads = backward_op(dout, *ctx.saved_tensors, *options, False, path)
+        return (*grads, *(None,) * 7)
 
 
 forward_op = define_op(
     NAME,
     "(Tensor q, Tensor k, Tensor v, Tensor active_idx, Tensor? key_padding_mask, float scale, "
-    "int? window, str path) -> (Tensor, Tensor)",
+    "int? window, int? block_size, str grad_rows, str path) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
-    ActiveQueryAttention.apply,
+    ActiveQueryAttention,
 )
 backward_op = define_op(
     f"{NAME}_backward",
     "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor active_idx, "
-    "Tensor? key_padding_mask, float scale, int? window, str path) -> (Tensor, Tensor, Tensor)",
+    "Tensor? key_padding_mask, float scale, int? window, int? block_size, str grad_rows, "
+    "bool compact_dq, str path) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )

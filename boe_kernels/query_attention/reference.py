@@ -42,17 +42,20 @@ def reference(
     key_padding_mask: Tensor | None,
     scale: float,
     window: int | None,
+    block_size: int | None,
+    grad_rows: str,
 ) -> Tensor:
     """Dense attention whose output is a constant at inactive rows (eq. 30 of the paper).
 
     Args:
         rows: int64 (B or 1, A), active query rows; −1 for padding.
+        grad_rows: "keys" makes keys and values at inactive rows constants too.
     """
-    length = q.shape[2]
-    positions = torch.arange(length, device=q.device)
+    positions = torch.arange(q.shape[2], device=q.device)
     keys = torch.arange(k.shape[2], device=q.device)
-    out = dense_attention(
-        q, k, v, visibility(positions.unsqueeze(0), keys, key_padding_mask, window), scale
-    )
     active = (rows.unsqueeze(-1) == positions).any(dim=1)[:, None, :, None]
+    if grad_rows == "keys":
+        k, v = torch.where(active, k, k.detach()), torch.where(active, v, v.detach())
+    visible = visibility(positions.unsqueeze(0), keys, key_padding_mask, window, block_size)
+    out = dense_attention(q, k, v, visible, scale)
     return torch.where(active, out, out.detach())

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from boe_kernels._arguments import (
     check_attention_tensors,
+    check_band,
     require_alike,
     require_shape,
     require_tensor,
@@ -29,6 +30,7 @@ def active_row_attention(
     key_padding_mask: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
+    block_size: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention of the active rows of a canvas whose other rows are frozen.
@@ -46,7 +48,7 @@ def active_row_attention(
         row_idx: int64 (A,) shared by the batch, or int64 (B, A) padded with −1. Padding
             rows give zeros and get none. Bool masks are not accepted: the order of
             ``q_rows`` must be known.
-        key_padding_mask, scale, window, backend: as in ``active_query_attention``;
+        key_padding_mask, scale, window, block_size, backend: as in ``active_query_attention``;
             positions are those of ``row_idx``.
 
     Returns:
@@ -61,8 +63,7 @@ def active_row_attention(
         require_tensor(name, value, rank=4)
         require_alike(name, value, "q_rows", q_rows)
         require_shape(name, value, (batch, k.shape[1], count, width), "(B, Hkv, A, D)")
-    if window is not None and window < 0:
-        raise ValueError(f"window must be at least 0, got {window}")
+    check_band(window, block_size)
     check_rows("row_idx", row_idx, batch, k.shape[2], like=q_rows, allow_mask=False)
     if row_idx.shape[-1] != count:
         raise ValueError(
@@ -71,7 +72,7 @@ def active_row_attention(
     rows = pad_rows(row_idx)
     scale = 1.0 / math.sqrt(width) if scale is None else float(scale)
     path = decide(op.NAME, backend, q_rows.device, q_rows.dtype).path
-    inputs = (q_rows, k_rows, v_rows, k, v, rows, key_padding_mask, scale, window)
+    inputs = (q_rows, k_rows, v_rows, k, v, rows, key_padding_mask, scale, window, block_size)
     if path == "reference":
         note_path(op.NAME, path)
         return reference(*inputs)

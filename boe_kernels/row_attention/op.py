@@ -7,37 +7,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boe_kernels._dispatch import always, note_path, register_paths
+from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
+from boe_kernels._triton import why_not_triton
 from boe_kernels.row_attention import library
 
 NAME = "active_row_attention"
-register_paths(NAME, library=always)
+register_paths(NAME, triton=why_not_triton, library=always)
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, path = args
     note_path(NAME, path)
-    return library.forward(*inputs)
+    return implementation(__package__, path).forward(*inputs)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return library.forward(*args[:-1])
+    *inputs, path = args
+    q_rows = inputs[0]
+    if path == "triton":
+        lse = q_rows.new_empty(q_rows.shape[:3], dtype=torch.float32)
+        return torch.empty_like(q_rows), lse, q_rows.new_empty(0), q_rows.new_empty(0)
+    return library.forward(*inputs, padded=True)
 
 
 def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, path = args
     note_path(f"{NAME}_backward", path)
-    dq, dk, dv = library.backward(*inputs)
-    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+    return implementation(__package__, path).backward(*inputs)
 
 
 def _backward_fake(
-    dout: Tensor, q_rows: Tensor, keys: Tensor, *rest: Any
+    dout: Tensor, q_rows: Tensor, k_rows: Tensor, v_rows: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, heads = keys.shape[:2]
-    kv_shape = (batch, heads, *q_rows.shape[2:])
-    return q_rows.new_empty(q_rows.shape), keys.new_empty(kv_shape), keys.new_empty(kv_shape)
+    return (
+        q_rows.new_empty(q_rows.shape),
+        k_rows.new_empty(k_rows.shape),
+        v_rows.new_empty(v_rows.shape),
+    )
 
 
 class ActiveRowAttention(torch.autograd.Function):
@@ -49,46 +56,35 @@ class ActiveRowAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        q_rows, _, _, _, _, rows, key_padding_mask, ctx.scale, ctx.window, ctx.path = inputs
+        q_rows, k_rows, v_rows, k, v, rows, key_padding_mask, *ctx.options = inputs
         out, lse, keys, values = output
         ctx.mark_non_differentiable(lse, keys, values)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q_rows, keys, values, out, lse, rows, key_padding_mask)
+        ctx.save_for_backward(
+            q_rows, k_rows, v_rows, k, v, keys, values, out, lse, rows, key_padding_mask
+        )
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if dout is None:
-            return (None,) * 10
-        q_rows, keys, values, out, lse, rows, key_padding_mask = ctx.saved_tensors
-        grads = backward_op(
-            dout,
-            q_rows,
-            keys,
-            values,
-            out,
-            lse,
-            rows,
-            key_padding_mask,
-            ctx.scale,
-            ctx.window,
-            ctx.path,
-        )
-        return (*grads, None, None, None, None, None, None, None)
+            return (None,) * 11
+        return (*backward_op(dout, *ctx.saved_tensors, *ctx.options), *(None,) * 8)
 
 
 forward_op = define_op(
     NAME,
     "(Tensor q_rows, Tensor k_rows, Tensor v_rows, Tensor k, Tensor v, Tensor rows, "
-    "Tensor? key_padding_mask, float scale, int? window, str path) "
+    "Tensor? key_padding_mask, float scale, int? window, int? block_size, str path) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
-    ActiveRowAttention.apply,
+    ActiveRowAttention,
 )
 backward_op = define_op(
     f"{NAME}_backward",
-    "(Tensor dout, Tensor q_rows, Tensor keys, Tensor values, Tensor out, Tensor lse, "
-    "Tensor rows, Tensor? key_padding_mask, float scale, int? window, str path) "
+    "(Tensor dout, Tensor q_rows, Tensor k_rows, Tensor v_rows, Tensor k, Tensor v, "
+    "Tensor keys, Tensor values, Tensor out, Tensor lse, Tensor rows, "
+    "Tensor? key_padding_mask, float scale, int? window, int? block_size, str path) "
     "-> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,

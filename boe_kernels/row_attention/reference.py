@@ -20,6 +20,7 @@ def reference(
     key_padding_mask: Tensor | None,
     scale: float,
     window: int | None,
+    block_size: int | None,
 ) -> Tensor:
     """Dense attention of the rows against keys that are live at the rows, frozen elsewhere.
 
@@ -32,6 +33,6 @@ def reference(
     keys = torch.where(live, live_keys, k.detach())
     values = torch.where(live, live_values, v.detach())
     q_rows = zero_padding(q_rows, rows)
-    visible = visibility(rows, positions, key_padding_mask, window)
+    visible = visibility(rows, positions, key_padding_mask, window, block_size)
     out = dense_attention(q_rows, keys, values, visible, scale)
     return zero_padding(out, rows)

@@ -83,7 +83,7 @@ def inject_soft_embeddings(
         top_k: keep only the k largest p, renormalised; reads k rows of E per position.
         is_logits: softmax ``probs_or_logits`` first.
         return_delta: also return Δe = Σ_v p_v E_v − e_m, (B, R, D), zero at padding.
-        backend: "auto", "library" or "reference".
+        backend: "auto", "native" (with ``top_k``, on the CPU), "library" or "reference".
 
     Returns:
         (B, L, D), a new tensor; with ``return_delta`` a pair.
@@ -109,7 +109,8 @@ def inject_soft_embeddings(
     require_shape("mask_embed", mask_embed, (width,), "(D,)")
     if top_k is not None and not 1 <= top_k <= vocabulary:
         raise ValueError(f"top_k must be between 1 and V = {vocabulary}, got {top_k}")
-    path = decide(op.NAME, backend, embeds.device, embeds.dtype).path
+    form = op.form(top_k)
+    path = decide(form, backend, embeds.device, embeds.dtype).path
     inputs = (
         embeds,
         pad_rows(rows),
@@ -121,7 +122,7 @@ def inject_soft_embeddings(
         is_logits,
     )
     if path == "reference":
-        note_path(op.NAME, path)
+        note_path(form, path)
         injected, delta = reference(*inputs)
     else:
         injected, delta = op.forward_op(*inputs, path)

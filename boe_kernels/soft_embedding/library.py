@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from boe_kernels._products import linear
 from boe_kernels._rows import replace_rows
 from boe_kernels.entropy.reference import accumulation_dtype
 
@@ -50,7 +51,7 @@ def _expected_embeddings(
     p = values.to(dtype)
     if top_k is None:
         p = p.softmax(dim=-1) if is_logits else p
-        return (p.to(table.dtype) @ table).to(dtype)
+        return linear(p.to(table.dtype), table.t()).to(dtype)
     kept = p.topk(top_k, dim=-1)
     weights = kept.values.softmax(dim=-1) if is_logits else kept.values
     weights = weights / weights.sum(dim=-1, keepdim=True)

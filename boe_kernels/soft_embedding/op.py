@@ -7,22 +7,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boe_kernels._dispatch import always, note_path, register_paths
+from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
+from boe_kernels._native import why_not_native
+from boe_kernels._triton import why_not_triton
 from boe_kernels.soft_embedding import library
 
 NAME = "inject_soft_embeddings"
-register_paths(NAME, library=always)
+TOP_K = f"{NAME}(top_k)"
+"""The top-k form has its own paths, and this name in decisions and observations."""
+
+
+def _why_not_native_and_dense(device: torch.device, dtype: torch.dtype) -> str | None:
+    return "without top_k it is one matrix product, which PyTorch's kernels do best"
+
+
+register_paths(NAME, triton=why_not_triton, native=_why_not_native_and_dense, library=always)
+register_paths(TOP_K, triton=why_not_triton, native=why_not_native, library=always)
+
+
+def form(top_k: int | None) -> str:
+    """The name under which a call's path is decided."""
+    return NAME if top_k is None else TOP_K
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     *inputs, path = args
-    note_path(NAME, path)
-    return library.forward(*inputs)
+    note_path(form(inputs[6]), path)
+    return implementation(__package__, path).forward(*inputs)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
-    return library.forward(*args[:-1])
+    *inputs, path = args
+    if path == "library":
+        return library.forward(*inputs)
+    embeds, rows = inputs[:2]
+    batch, _, width = embeds.shape
+    return embeds.new_empty(embeds.shape), embeds.new_empty(batch, rows.shape[1], width)
 
 
 class _InjectSoftEmbeddings(torch.autograd.Function):
@@ -50,7 +71,7 @@ forward_op = define_op(
     "float alpha, int? top_k, bool is_logits, str path) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
-    _InjectSoftEmbeddings.apply,
+    _InjectSoftEmbeddings,
 )
 backward_op = define_op(
     f"{NAME}_backward",

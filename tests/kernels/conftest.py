@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
-import torch
-from torch import Tensor
+
+from boe_kernels import _native_library
+
+_VARIANTS = tuple(_native_library.LIBRARY.variants) if _native_library.LIBRARY else ()
 
 
-@pytest.fixture
-def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialised memory that boe_kernels asks for holds NaN (integers: the least value).
-
-    A result that some path forgets to write then fails every comparison, instead of
-    passing whenever the allocator happens to return zeros.
-    """
-
-    def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def wrapper(*args: object, **kwargs: object) -> Tensor:
-            result = allocate(*args, **kwargs)
-            if sys._getframe(1).f_globals.get("__name__", "").startswith("boe_kernels"):
-                floating = result.is_floating_point()
-                result.fill_(torch.nan if floating else torch.iinfo(result.dtype).min)
-            return result
-
-        return wrapper
-
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """No compiled code from other tests before, and none left for them after."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+@pytest.fixture(params=_VARIANTS or ["none"])
+def native_variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test once in each variant of the native kernels that this processor can run."""
+    library = _native_library.LIBRARY
+    if library is None:
+        pytest.skip(f"native kernels: {_native_library.WHY_NOT}")
+    monkeypatch.setattr(_native_library, "LIBRARY", replace(library, variant=request.param))
+    return request.param

@@ -40,7 +40,7 @@ def active_mask(rows: Tensor, batch: int, length: int) -> Tensor:
     """Any form of an index set as bool (B, L)."""
     if rows.dtype == torch.bool:
         return rows.expand(batch, length)
-    mask = torch.zeros(batch, length, dtype=torch.bool)
+    mask = torch.zeros(batch, length, dtype=torch.bool, device=rows.device)
     for b, members in enumerate(rows.expand(batch, -1).tolist()):
         mask[b, [row for row in members if row >= 0]] = True
     return mask
@@ -67,16 +67,25 @@ def put_rows(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
 
 def visible_keys(
-    query_rows: Tensor, key_length: int, key_padding_mask: Tensor | None, window: int | None
+    query_rows: Tensor,
+    key_length: int,
+    key_padding_mask: Tensor | None,
+    window: int | None,
+    block_size: int | None = None,
 ) -> Tensor:
     """Which keys the queries at ``query_rows`` (B, A) see, as bool (B, 1, A, Lk)."""
     batch, count = query_rows.shape
-    visible = torch.ones(batch, 1, count, key_length, dtype=torch.bool)
+    device = query_rows.device
+    visible = torch.ones(batch, 1, count, key_length, dtype=torch.bool, device=device)
     if key_padding_mask is not None:
         visible = visible & key_padding_mask[:, None, None, :]
     if window is not None:
-        distance = query_rows[:, :, None] - torch.arange(key_length)
+        distance = query_rows[:, :, None] - torch.arange(key_length, device=device)
         visible = visible & (distance.abs() <= window)[:, None]
+    if block_size is not None:
+        keys = torch.arange(key_length, device=device)
+        later = keys // block_size > query_rows[:, :, None] // block_size
+        visible = visible & ~later[:, None]
     return visible
 
 
@@ -162,6 +171,7 @@ def assert_rows_are_as_accurate_as_dense(
     key_padding_mask: Tensor | None = None,
     window: int | None = None,
     scale: float | None = None,
+    block_size: int | None = None,
 ) -> None:
     """``actual`` (out, dq, dk, dv) of the rows (B, A) of a canvas, live there and frozen
     elsewhere, against dense attention over the merged canvas."""
@@ -176,7 +186,7 @@ def assert_rows_are_as_accurate_as_dense(
         actual,
         merged,
         grad_output.masked_fill(~members, 0.0),
-        visible_keys(rows.clamp_min(0), k.shape[2], key_padding_mask, window),
+        visible_keys(rows.clamp_min(0), k.shape[2], key_padding_mask, window, block_size),
         scale,
         select=at_rows,
     )

@@ -152,6 +152,7 @@ def keys_and_values(query: str) -> dict[str, Bad]:
         ),
         "no key heads": ({"k": k[:, :0], "v": k[:, :0]}, ValueError, heads),
         "window negative": ({"window": -1}, ValueError, "window must be at least 0, got -1"),
+        "block empty": ({"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),
     }
 
 
@@ -315,7 +316,7 @@ def linear() -> dict[str, Bad]:
         "weight with a gradient": (
             {"weight": weight.clone().requires_grad_()},
             ValueError,
-            "weight and bias must not require gradients",
+            "(weight|bias) must not require a gradient",
         ),
     }
 

@@ -118,7 +118,7 @@ def test_bad_bound_rows_are_refused_in_the_backward(rows, error, message):
 
 def test_the_reference_refuses_deferred_rows():
     q, k, v, _ = random_qkv()
-    with pytest.raises(ValueError, match="DeferredRows needs backend='auto' or 'library'"):
+    with pytest.raises(ValueError, match="DeferredRows cannot be used with backend='reference'"):
         active_query_attention(q, k, v, DeferredRows(), backend="reference")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,43 +14,67 @@ from boe_kernels import (
     BACKENDS,
     Decision,
     _dispatch,
+    _native_library,
     active_query_attention,
     active_row_attention,
+    attention_mass,
     decide,
     entropy_stats,
+    frozen_linear,
     inject_soft_embeddings,
     linear_entropy,
     observe_paths,
     registered_ops,
+    sample_tokens,
+    tis_scores,
 )
 from boe_kernels._dispatch import note_path, register_paths
 
 CPU = torch.device("cpu")
-OPS = (
-    "active_query_attention",
-    "active_row_attention",
-    "entropy_stats",
-    "inject_soft_embeddings",
-    "linear_entropy",
-)
+ROWS = torch.tensor([1])
 
 
-def call(op: str, **options: object) -> torch.Tensor:
-    """A small call of an op, with a result that can be differentiated."""
-    x = torch.randn(1, 2, 3, 4).requires_grad_()
-    rows = torch.tensor([1])
-    if op == "active_query_attention":
-        return active_query_attention(x, x, x, rows, **options)
-    if op == "active_row_attention":
-        at_rows = x[:, :, :1]
-        return active_row_attention(at_rows, at_rows, at_rows, x, x, rows, **options)
-    if op == "entropy_stats":
-        return entropy_stats(x, **options).entropy
-    if op == "linear_entropy":
-        return linear_entropy(x, torch.randn(5, 4), **options).entropy
-    p = torch.rand(1, 1, 5)
-    table, mask_embed = torch.randn(5, 4), torch.randn(4)
-    return inject_soft_embeddings(x[0, :1], rows, p, table, mask_embed, 0.5, **options)
+def data(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype)
+
+
+def call_row_attention(x: torch.Tensor, **options: object) -> torch.Tensor:
+    at_rows = x[:, :, :1]
+    return active_row_attention(at_rows, at_rows, at_rows, x, x, ROWS, **options)
+
+
+def call_soft_write(x: torch.Tensor, top_k: int | None, **options: object) -> torch.Tensor:
+    p, table, mask_embed = (data(*shape, dtype=x.dtype) for shape in ((1, 1, 5), (5, 4), (4,)))
+    return inject_soft_embeddings(x[0, :1], ROWS, p, table, mask_embed, 0.5, top_k, **options)
+
+
+def call_tis_scores(x: torch.Tensor, **options: object) -> torch.Tensor:
+    entropy, remaining = (torch.rand(*shape, dtype=x.dtype) for shape in ((1, 3), (1,)))
+    candidates = torch.tensor([2, 0, 1])
+    return tis_scores(x[0, :1], x[0, :1], entropy, candidates, remaining, vocabulary=5, **options)[
+        0
+    ]
+
+
+# Per name under which a path is decided: a small call, given a leaf (1, 2, 3, 4).
+CALLS: dict[str, Callable[..., torch.Tensor]] = {
+    "active_query_attention": lambda x, **o: active_query_attention(x, x, x, ROWS, **o),
+    "active_row_attention": call_row_attention,
+    "attention_mass": lambda x, **o: attention_mass(x[:, :, :1], x, x[:, :, :1, 0], **o),
+    "entropy_stats": lambda x, **o: entropy_stats(x, **o).entropy,
+    "frozen_linear": lambda x, **o: frozen_linear(x, data(5, 4, dtype=x.dtype), **o),
+    "inject_soft_embeddings": lambda x, **o: call_soft_write(x, None, **o),
+    "inject_soft_embeddings(top_k)": lambda x, **o: call_soft_write(x, 2, **o),
+    "linear_entropy": lambda x, **o: linear_entropy(x, data(5, 4, dtype=x.dtype), **o).entropy,
+    "sample_tokens": lambda x, **o: sample_tokens(x, torch.arange(6).view(1, 2, 3), **o).token,
+    "tis_scores": call_tis_scores,
+}
+OPS = tuple(CALLS)
+WITH_NATIVE = ("entropy_stats", "inject_soft_embeddings(top_k)", "linear_entropy")
+
+
+def call(op: str, dtype: torch.dtype = torch.float32, **options: object) -> torch.Tensor:
+    return CALLS[op](data(1, 2, 3, 4, dtype=dtype).requires_grad_(), **options)
 
 
 # --- the decision -------------------------------------------------------------------
@@ -58,13 +84,26 @@ def test_every_op_is_registered():
     assert sorted(registered_ops()) == sorted(OPS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_on_the_cpu_the_library_path_is_chosen_and_the_kernel_passed_over_with_a_reason(op):
-    decision = decide(op, "auto", CPU, torch.float32)
-    assert (decision.op, decision.path) == (op, "library")
-    assert list(decision.rejected) == ["triton"]
-    assert decision.rejected["triton"]
-    assert str(decision) == f"{op}: library (not triton: {decision.rejected['triton']})"
+def test_on_the_cpu_the_native_path_is_chosen_where_there_is_one_and_the_library_path_elsewhere(
+    op, dtype
+):
+    is_native = op in WITH_NATIVE and dtype == torch.float32 and _native_library.LIBRARY is not None
+    passed_over = ["triton"] if is_native else ["triton", "native"]
+    decision = decide(op, "auto", CPU, dtype)
+    assert (decision.op, decision.path) == (op, "native" if is_native else "library")
+    assert list(decision.rejected) == passed_over
+    assert all(decision.rejected.values())
+    reasons = "; ".join(f"not {path}: {decision.rejected[path]}" for path in passed_over)
+    assert str(decision) == f"{op}: {decision.path} ({reasons})"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_decided_is_what_runs(op):
+    with observe_paths() as seen:
+        call(op)
+    assert seen == [(op, decide(op, "auto", CPU, torch.float32).path)]
 
 
 @pytest.mark.parametrize("path", ["library", "reference"])
@@ -80,9 +119,9 @@ def test_a_named_path_is_taken(op, path):
 def test_a_path_that_cannot_run_is_refused_with_its_reason_and_nothing_runs_instead(op):
     with (
         observe_paths() as seen,
-        pytest.raises(ValueError, match=rf"backend='triton' cannot run {op}: \w+"),
+        pytest.raises(ValueError, match=rf"backend='native' cannot run {re.escape(op)}: \w+"),
     ):
-        call(op, backend="triton")
+        call(op, torch.float64, backend="native")
     assert seen == []
 
 
@@ -101,21 +140,31 @@ def no_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch, "_REGISTRY", {})
 
 
+GPU = torch.device("cuda")
+
+
 @pytest.mark.usefixtures("no_ops")
-def test_the_kernel_is_preferred_where_it_can_run():
-    register_paths("op", triton=lambda device, dtype: None, library=lambda device, dtype: None)
-    assert decide("op", "auto", CPU, torch.float32) == Decision("op", "triton")
-    assert str(decide("op", "auto", CPU, torch.float32)) == "op: triton"
+def test_the_first_path_that_can_run_is_taken_in_the_documented_order():
+    everything = {path: lambda device, dtype: None for path in ("library", "native", "triton")}
+    register_paths("op", **everything)
+    assert decide("op", "auto", GPU, torch.float32) == Decision("op", "triton")
+    assert str(decide("op", "auto", GPU, torch.float32)) == "op: triton"
+    # Triton's interpreter is for tests: on a CPU its path has to be named.
+    assert decide("op", "auto", CPU, torch.float32) == Decision(
+        "op", "native", {"triton": "needs a GPU"}
+    )
+    assert decide("op", "triton", CPU, torch.float32) == Decision("op", "triton")
 
 
 @pytest.mark.usefixtures("no_ops")
 def test_the_reference_is_the_last_resort_and_all_reasons_are_kept():
-    register_paths(
-        "op", triton=lambda device, dtype: "no GPU", library=lambda device, dtype: "too old"
+    reasons = {"triton": "too new", "native": "not built", "library": "too old"}
+    register_paths("op", **{path: lambda *_, why=why: why for path, why in reasons.items()})
+    decision = decide("op", "auto", GPU, torch.float32)
+    assert decision == Decision("op", "reference", reasons)
+    assert str(decision) == (
+        "op: reference (not triton: too new; not native: not built; not library: too old)"
     )
-    decision = decide("op", "auto", CPU, torch.float32)
-    assert decision == Decision("op", "reference", {"triton": "no GPU", "library": "too old"})
-    assert str(decision) == "op: reference (not triton: no GPU; not library: too old)"
 
 
 @pytest.mark.usefixtures("no_ops")
@@ -126,10 +175,9 @@ def test_the_reason_may_depend_on_device_and_dtype():
         return None if dtype == torch.float16 else f"needs float16, got {dtype}"
 
     register_paths("op", triton=only_half)
-    gpu = torch.device("cuda")
-    assert decide("op", "auto", gpu, torch.float16).path == "triton"
+    assert decide("op", "auto", GPU, torch.float16).path == "triton"
     with pytest.raises(ValueError, match=r"cannot run op: needs float16, got torch.float32"):
-        decide("op", "triton", gpu, torch.float32)
+        decide("op", "triton", GPU, torch.float32)
     with pytest.raises(ValueError, match="cannot run op: needs a GPU, got cpu"):
         decide("op", "triton", CPU, torch.float16)
 
@@ -156,7 +204,8 @@ def test_an_unknown_path_cannot_be_registered():
 def test_the_path_of_the_backward_is_seen_too(op):
     with observe_paths() as seen:
         call(op).sum().backward()
-    assert seen == [(op, "library"), (f"{op}_backward", "library")]
+    path = decide(op, "auto", CPU, torch.float32).path
+    assert seen == [(op, path), (f"{op}_backward", path)]
 
 
 def test_nested_observers_each_see_what_runs_inside_them():

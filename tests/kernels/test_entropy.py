@@ -55,7 +55,7 @@ def entropy_and_gradient(
 
 
 def assert_matches_categorical(logits: Tensor, **options: object) -> None:
-    grad = random_logits(*logits.shape[:-1], dtype=torch.float64) + 2
+    grad = (random_logits(*logits.shape[:-1], dtype=torch.float64) + 2).to(logits.device)
     stats, gradient = entropy_and_gradient(logits, grad, **options)
     actual = stats._asdict() | {"gradient": gradient}
     ids = options.get("suppressed_ids")
@@ -352,10 +352,11 @@ def test_a_strided_output_gradient_gives_the_same_as_its_contiguous_copy(grad):
 def test_blocks_of_rows_give_the_same_as_all_rows_at_once(elements, monkeypatch):
     logits, ids = random_logits(10, VOCABULARY), torch.tensor([3])
     grad = random_logits(10)
-    whole, whole_gradient = entropy_and_gradient(logits, grad, suppressed_ids=ids)
+    options = {"suppressed_ids": ids, "backend": "library"}
+    whole, whole_gradient = entropy_and_gradient(logits, grad, **options)
     monkeypatch.setattr(library, "_CPU_BLOCK_ELEMENTS", elements)
     assert library.rows_per_block(logits) < 10
-    blocks, gradient = entropy_and_gradient(logits, grad, suppressed_ids=ids)
+    blocks, gradient = entropy_and_gradient(logits, grad, **options)
     assert all(torch.equal(b, w) for b, w in zip(blocks, whole, strict=True))
     assert torch.equal(gradient, whole_gradient)
 

@@ -160,7 +160,8 @@ def test_the_size_of_the_blocks_changes_nothing_but_rounding(elements):
 def test_no_more_logits_are_held_than_allowed(elements):
     hidden, weight = torch.randn(40, 2, requires_grad=True), torch.randn(100, 2)
     with AllocationRecorder(known=(hidden, weight)) as recorder:
-        linear_entropy(hidden, weight, block_elements=elements).entropy.sum().backward()
+        stats = linear_entropy(hidden, weight, block_elements=elements, backend="library")
+        stats.entropy.sum().backward()
     held, source = recorder.largest()
     assert held <= max(elements, 100), source
     # One more row would be too much: the blocks are as large as they may be.
@@ -180,10 +181,14 @@ def test_without_a_gradient_to_come_none_is_computed():
     def products(hidden: Tensor) -> int:
         with AllocationRecorder() as recorder:
             linear_entropy(hidden, weight, bias)
-        return sum(func.startswith("aten.mm") for func, _ in recorder.returned)
+        return sum(
+            func.startswith(("aten.mm", "aten.addmm", "mkldnn._linear"))
+            for func, _ in recorder.returned
+        )
 
     plain = products(hidden)
-    assert products(hidden.requires_grad_()) == plain + 1
+    assert plain == 1
+    assert products(hidden.requires_grad_()) == 2
     with torch.no_grad():
         assert products(hidden) == plain
 
@@ -288,7 +293,7 @@ def test_only_the_entropy_is_differentiable(backend):
 def test_a_head_that_requires_gradients_is_refused_unless_none_can_be_asked_for(which):
     inputs = dict(zip(("hidden", "weight", "bias"), head(), strict=True))
     inputs[which].requires_grad_()
-    with pytest.raises(ValueError, match="weight and bias must not require gradients"):
+    with pytest.raises(ValueError, match=r"(weight|bias) must not require a gradient"):
         linear_entropy(**inputs)
     with torch.no_grad():
         assert linear_entropy(**inputs).entropy.isfinite().all()

@@ -103,16 +103,16 @@ def test_no_kernel_is_shown_a_query_that_sees_nothing(monkeypatch):
 def test_visibility_and_bias_follow_their_definitions():
     rows = torch.tensor([[0, 5], [3, -1]])
     padding = torch.tensor([[True] * 6, [False, True] * 3])
-    visible = _masked_sdpa.visibility(rows, torch.arange(6), padding, 1)
+    visible = _masked_sdpa.visibility(rows, torch.arange(6), padding, 1, None)
     # Padding rows count as row 0: what they see does not matter, but they must see nothing
     # that could make them differ from a real row.
-    expected = visible_keys(rows.clamp_min(0), 6, padding, 1)
+    expected = visible_keys(rows.clamp_min(0), 6, padding, 1, None)
     assert torch.equal(visible, expected)
     bias = _masked_sdpa.as_bias(visible, torch.float16)
     assert bias.dtype == torch.float16
     assert torch.equal(bias == 0, expected)
     assert torch.equal(bias == -torch.inf, ~expected)
-    assert _masked_sdpa.visibility(rows, torch.arange(6), None, None) is None
+    assert _masked_sdpa.visibility(rows, torch.arange(6), None, None, None) is None
     assert _masked_sdpa.as_bias(None, torch.float16) is None
 
 
@@ -214,9 +214,9 @@ def test_gradients_lie_in_memory_as_their_fakes_say_on_another_device(
     # Compiled code relies on the strides that the fake promised, whatever the kernel does.
     monkeypatch.setattr(_masked_sdpa, "scaled_dot_product_attention", softmax_attention)
     q, k, v, grad = random_qkv(heads=HEADS[heads], length=40)
-    options = (ROWS[rows], None, SCALE, None, "library")
-    out, lse = query_op.forward_op(q, k, v, *options)
-    arguments = (grad, q, k, v, out, lse, *options)
+    options = (ROWS[rows], None, SCALE, None, None, "queries")
+    out, lse = query_op.forward_op(q, k, v, *options, "library")
+    arguments = (grad, q, k, v, out, lse, *options, False, "library")
     gradients = query_op.backward_op(*arguments)
     with FakeTensorMode() as mode:
         fakes = query_op.backward_op(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -16,13 +17,20 @@ from dense_attention import (
     keep_rows,
     output_and_gradients,
     random_qkv,
+    take_rows,
     visible_keys,
 )
+from error_bounds import FORWARD_FACTOR, assert_as_accurate, largest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from boe_kernels import active_query_attention
+from boe_kernels import (
+    active_query_attention,
+    active_query_backward,
+    active_query_forward,
+    pad_rows,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
@@ -287,6 +295,86 @@ def test_a_window_limits_which_keys_are_seen(length, window, padded, backend):
         assert not visible[0, 0, 8].any()
         assert not visible[1, 0, length - 6].any()
     assert_as_accurate_as_dense(actual, inputs, keep_rows(grad, rows), visible)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [None, 5], ids="window={}".format)
+@pytest.mark.parametrize("block_size", [1, 7, 256, 1000], ids="block={}".format)
+def test_blocks_hide_the_keys_of_later_blocks(block_size, window, backend):
+    length = 270
+    *inputs, grad = random_qkv(heads=(4, 2), length=length)
+    padding = torch.ones(2, length, dtype=torch.bool)
+    padding[0, :3] = False
+    rows = torch.tensor([[8, 0, length - 1, 30], [length - 6, 20, -1, -1]])
+    options = {"window": window, "block_size": block_size, "key_padding_mask": padding}
+    actual = output_and_gradients(attend(rows, backend=backend, **options), inputs, grad)
+    visible = visible_keys(all_positions(2, length), length, padding, window, block_size)
+    if block_size == 1:
+        assert not visible[0, 0, 0].any()
+    assert_as_accurate_as_dense(actual, inputs, keep_rows(grad, rows), visible)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [[3, 0, 19], []], ids=["rows", "A=0"])
+def test_gradients_of_keys_can_be_restricted_to_the_active_rows(rows, backend):
+    *inputs, grad = random_qkv(heads=(4, 2))
+    rows = torch.tensor(rows, dtype=torch.int64)
+    options = {"backend": backend, "block_size": 6}
+    out, dq, dk, dv = output_and_gradients(attend(rows, grad_rows="keys", **options), inputs, grad)
+    expected = output_and_gradients(attend(rows, **options), inputs, grad)
+    assert torch.equal(out, expected[0])
+    assert torch.equal(dq, expected[1])
+    assert torch.equal(dk, keep_rows(expected[2], rows))
+    assert torch.equal(dv, keep_rows(expected[3], rows))
+
+
+def test_an_unknown_choice_of_gradient_rows_is_refused():
+    q, k, v, _ = random_qkv()
+    with pytest.raises(ValueError, match=r"grad_rows must be 'queries' or 'keys', got 'values'"):
+        active_query_attention(q, k, v, torch.tensor([1]), grad_rows="values")
+
+
+@pytest.mark.parametrize("rows", ["shared", "ragged", "mask"])
+def test_forward_and_backward_by_hand_equal_the_differentiable_call(rows):
+    rows = {
+        "shared": torch.tensor([4, 0, 7]),
+        "ragged": torch.tensor([[4, 0, 7], [2, -1, -1]]),
+        "mask": torch.arange(20) % 3 == 0,
+    }[rows]
+    *inputs, grad = random_qkv(heads=(4, 2))
+    options = {"window": 9, "block_size": 8}
+    expected = output_and_gradients(attend(rows, **options), inputs, grad)
+    out, lse = active_query_forward(*inputs, **options)
+    assert torch.equal(out, expected[0])
+    visible = visible_keys(all_positions(2, 20), 20, None, 9, 8)
+    keys = inputs[1].double().repeat_interleave(2, dim=1)
+    scores = inputs[0].double() @ keys.transpose(-1, -2) / math.sqrt(8)
+    truth = scores.masked_fill(~visible, -torch.inf).logsumexp(-1)
+    assert lse.dtype == torch.float32
+    assert_as_accurate("lse", lse, truth, truth.float(), FORWARD_FACTOR, largest(scores))
+    gradients = active_query_backward(grad, *inputs, out, lse, rows, **options)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected[1:], strict=True))
+    compact, dk, _ = active_query_backward(
+        grad, *inputs, out, lse, rows, compact_dq=True, grad_rows="keys", **options
+    )
+    assert torch.equal(compact, take_rows(expected[1], pad_rows(rows).expand(2, -1)))
+    assert torch.equal(dk, keep_rows(expected[2], rows))
+
+
+def test_forward_and_backward_by_hand_refuse_what_they_cannot_do():
+    *inputs, grad = random_qkv()
+    out, lse = active_query_forward(*inputs)
+    rows = torch.tensor([1])
+    with pytest.raises(ValueError, match="reference path does not give the log-sum-exp"):
+        active_query_forward(*inputs, backend="reference")
+    with pytest.raises(ValueError, match="the reference has no backward of its own"):
+        active_query_backward(grad, *inputs, out, lse, rows, backend="reference")
+    with pytest.raises(ValueError, match=r"dout must have shape that of q = "):
+        active_query_backward(grad[:, :, 1:], *inputs, out, lse, rows)
+    with pytest.raises(ValueError, match=r"lse must have shape \(B, Hq, L\)"):
+        active_query_backward(grad, *inputs, out, lse[:, :, 1:], rows)
+    with pytest.raises(IndexError, match="active_idx must hold rows"):
+        active_query_backward(grad, *inputs, out, lse, torch.tensor([20]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

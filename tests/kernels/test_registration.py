@@ -23,6 +23,7 @@ from boe_kernels import (
     linear_entropy,
 )
 from boe_kernels.entropy import op as entropy
+from boe_kernels.frozen_linear import op as frozen
 from boe_kernels.head_entropy import op as head_entropy
 from boe_kernels.query_attention import op as query_attention
 from boe_kernels.row_attention import op as row_attention
@@ -30,7 +31,7 @@ from boe_kernels.soft_embedding import op as soft_embedding
 
 RAGGED = torch.tensor([[4, 0, 7], [2, -1, -1]])
 PADDING = torch.tensor([[True] * 6 + [False] * 4, [False] * 10])
-MASKS = {"plain": (None, 0.3, None), "masked": (PADDING, 0.3, 3)}
+MASKS = {"plain": (None, 0.3, None, None), "masked": (PADDING, 0.3, 3, 4)}
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -58,16 +59,23 @@ def attention_cases() -> dict[str, OpCase]:
                 q, k, v, _ = random_qkv(length=10)
                 # Transposed in memory, as attention layers hand them over.
                 q = q.transpose(1, 2).contiguous().transpose(1, 2)
-                return q.requires_grad_(), k.requires_grad_(), v, rows, *options, "library"
+                options = (*options, "queries", "library")
+                return q.requires_grad_(), k.requires_grad_(), v, rows, *options
 
             def query_backward_arguments(
                 arguments: Callable[[], tuple[Any, ...]] = query_arguments,
             ) -> tuple[Any, ...]:
-                q, k, v, rows, *options = (
+                q, k, v, rows, *options, grad_rows, path = (
                     x.detach() if isinstance(x, Tensor) else x for x in arguments()
                 )
-                out, lse = query_attention.forward_op(q, k, v, rows, *options)
-                return torch.ones_like(out), q, k, v, out, lse, rows, *options
+                out, lse = query_attention.forward_op(q, k, v, rows, *options, grad_rows, path)
+                inputs = (torch.ones_like(out), q, k, v, out, lse, rows)
+                return *inputs, *options, grad_rows, False, path
+
+            def compact_backward_arguments(
+                arguments: Callable[[], tuple[Any, ...]] = query_backward_arguments,
+            ) -> tuple[Any, ...]:
+                return *arguments()[:-3], "keys", True, "library"
 
             name = f"{form}, {masks}"
             cases[f"query attention, {name}"] = (query_attention.forward_op, query_arguments)
@@ -75,6 +83,12 @@ def attention_cases() -> dict[str, OpCase]:
                 query_attention.backward_op,
                 query_backward_arguments,
             )
+            # How many rows a bool mask names is no matter of its shape.
+            if form != "mask":
+                cases[f"query attention backward, compact, {name}"] = (
+                    query_attention.backward_op,
+                    compact_backward_arguments,
+                )
 
         for form, rows in (("shared", RAGGED[:1]), ("ragged", RAGGED)):
 
@@ -88,8 +102,8 @@ def attention_cases() -> dict[str, OpCase]:
             ) -> tuple[Any, ...]:
                 inputs = [x.detach() if isinstance(x, Tensor) else x for x in arguments()]
                 out, lse, keys, values = row_attention.forward_op(*inputs)
-                q, rows, *options = inputs[0], *inputs[5:]
-                return torch.ones_like(out), q, keys, values, out, lse, rows, *options
+                saved = (*inputs[:5], keys, values, out, lse, inputs[5])
+                return torch.ones_like(out), *saved, *inputs[6:]
 
             name = f"{form}, {masks}"
             cases[f"row attention, {name}"] = (row_attention.forward_op, row_arguments)
@@ -135,6 +149,14 @@ def vocabulary_cases() -> dict[str, OpCase]:
             head_entropy.backward_op,
             linear_entropy_backward_arguments,
         ),
+        "frozen linear": (
+            frozen.forward_op,
+            lambda: (random(2, 5, 4).requires_grad_(), *head, "library"),
+        ),
+        "frozen linear, strided": (
+            frozen.forward_op,
+            lambda: (random(4, 5).T.requires_grad_(), random(4, 7).T, None, "library"),
+        ),
         "soft embedding": (soft_embedding.forward_op, soft_arguments(None, False)),
         "soft embedding, top k": (soft_embedding.forward_op, soft_arguments(3, True)),
         "soft embedding backward": (
@@ -162,12 +184,17 @@ def test_opcheck_passes(case):
     assert len(results) == 4
 
 
+# Forward only, so without a place in the table above; checked in the op's own test module.
+FORWARD_ONLY = {"attention_mass", "sample_tokens", "tis_scores"}
+
+
 def test_no_op_is_left_out_of_opcheck():
     defined = {
         name for name in torch._C._dispatch_get_all_op_names() if name.startswith("boe_kernels::")
     }
     checked = {op.op.name() for op, _ in OP_CASES.values()}
-    assert {name.removesuffix(".default") for name in checked} == defined
+    checked = {name.removesuffix(".default") for name in checked}
+    assert checked | {f"boe_kernels::{name}" for name in FORWARD_ONLY} == defined
 
 
 # --- derivatives that there are, and derivatives that there are not -------------------
@@ -318,7 +345,8 @@ def test_only_the_first_result_of_an_op_can_be_differentiated(case):
     op, arguments = OP_CASES[case]
     inputs = arguments()
     wanted = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    first, *others = op(*inputs)
+    results = op(*inputs)
+    first, *others = (results,) if isinstance(results, Tensor) else results
     assert first.requires_grad == wanted
     assert not any(x.requires_grad for x in others)
 

@@ -151,6 +151,14 @@ def test_a_window_and_padding_limit_which_keys_are_seen(rows, window, backend):
     assert all(x.isfinite().all() for x in actual)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [SHARED, RAGGED], ids=["shared", "ragged"])
+def test_blocks_hide_the_keys_of_later_blocks_from_the_rows(rows, backend):
+    case = problem(rows)
+    options = {"block_size": 6, "window": 9}
+    case.check(case.run(backend=backend, **options), **options)
+
+
 def test_the_window_counts_from_the_positions_of_the_rows():
     case = problem(torch.tensor([15, 2]))
     expected = case.run(window=1)

@@ -1,0 +1,188 @@
+"""Device code that the attention kernels share.
+
+Scores are kept in base 2: P = 2^(s·log₂e − m). Log-sum-exps are natural in memory.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from boe_kernels._triton_rows import load_tile, row_pointers
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+INFINITY: tl.constexpr = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def dot(a, b):
+    """a·b in float32; float32 operands are not rounded."""
+    return tl.dot(a, b, input_precision="ieee", out_dtype=tl.float32)
+
+
+@triton.jit
+def add_dot(a, b, acc):
+    """acc + a·b in float32."""
+    return tl.dot(a, b, acc, input_precision="ieee", out_dtype=tl.float32)
+
+
+# --- visibility ---------------------------------------------------------------------
+
+
+@triton.jit
+def is_visible(query, key, allowed, window, block_size):
+    """``allowed``, less the pairs that the window or the blocks hide; the shapes broadcast."""
+    if window is not None:
+        allowed = allowed & (key - query <= window) & (query - key <= window)
+    if block_size is not None:
+        allowed = allowed & (key < (query // block_size + 1) * block_size)
+    return allowed
+
+
+@triton.jit
+def seen_keys(row, key_length, window, block_size):
+    """[begin, end) holds every key that some row of a tile sees; empty if all are padding."""
+    last_row = tl.max(row)
+    begin = 0
+    end = tl.where(last_row >= 0, key_length, 0)
+    if window is not None:
+        first_row = tl.min(tl.where(row >= 0, row, key_length))
+        begin = tl.maximum(first_row - window, 0)
+        end = tl.minimum(end, last_row + window + 1)
+    if block_size is not None:
+        end = tl.minimum(end, (last_row // block_size + 1) * block_size)
+    return begin, end
+
+
+@triton.jit
+def sees_any(row, first_key, last_key, window, block_size):
+    """Whether some row of a tile (−1: padding) may see a key in [first_key, last_key]."""
+    near = row >= 0
+    if window is not None:
+        near = near & (first_key - row <= window) & (row - last_key <= window)
+    if block_size is not None:
+        near = near & (first_key < (row // block_size + 1) * block_size)
+    return tl.max(near.to(tl.int32), axis=0) > 0
+
+
+@triton.jit
+def key_rows(
+    k_ptr,
+    v_ptr,
+    live_k_ptr,
+    live_v_ptr,
+    slots_ptr,
+    k_strides,
+    v_strides,
+    live_k_strides,
+    live_v_strides,
+    slots_stride,
+    batch,
+    kv_head,
+    key,
+    keep,
+    ALIGN: tl.constexpr,
+):
+    """Pointers to the rows of k and v; to the live ones of keys that have a slot in the map.
+
+    ``slots_ptr``: the slot map, int32, or None where there are no live keys.
+    """
+    k_rows = row_pointers(k_ptr, k_strides, batch, kv_head, key, ALIGN)
+    v_rows = row_pointers(v_ptr, v_strides, batch, kv_head, key, ALIGN)
+    if slots_ptr is not None:
+        slots = slots_ptr + tl.cast(batch, tl.int64) * slots_stride + key
+        slot = tl.load(slots, mask=keep, other=-1)
+        live_k_rows = row_pointers(live_k_ptr, live_k_strides, batch, kv_head, slot, ALIGN)
+        live_v_rows = row_pointers(live_v_ptr, live_v_strides, batch, kv_head, slot, ALIGN)
+        k_rows = tl.where(slot >= 0, live_k_rows, k_rows)
+        v_rows = tl.where(slot >= 0, live_v_rows, v_rows)
+    return k_rows, v_rows
+
+
+@triton.jit
+def allowed_keys(key, keep, mask_ptr, mask_stride, batch):
+    """Those of the kept keys that are no padding."""
+    if mask_ptr is not None:
+        places = mask_ptr + tl.cast(batch, tl.int64) * mask_stride + key
+        keep = keep & (tl.load(places, mask=keep, other=0) != 0)
+    return keep
+
+
+# --- softmax ------------------------------------------------------------------------
+
+
+@triton.jit
+def attend_tile(q, k, v, visible, acc, top, total, scale_log2):
+    """One step of the online softmax; ``scale_log2`` ≥ 0.
+
+    Args:
+        visible: bool (M, N), or None where every query sees every key.
+        acc, top, total: Σ P v, the maximum m and Σ P of the keys so far.
+    """
+    s = dot(q, tl.trans(k))
+    if visible is None:
+        new_top = tl.maximum(top, tl.max(s, axis=1) * scale_log2)
+        base = new_top
+        p = tl.exp2(s * scale_log2 - base[:, None])
+    else:
+        s = tl.where(visible, s * scale_log2, -INFINITY)
+        new_top = tl.maximum(top, tl.max(s, axis=1))
+        # A query that has seen no key yet must not become NaN through (−∞) − (−∞).
+        base = tl.where(new_top == -INFINITY, 0.0, new_top)
+        p = tl.exp2(s - base[:, None])
+    decay = tl.exp2(top - base)
+    total = total * decay + tl.sum(p, axis=1)
+    acc = add_dot(p.to(v.dtype), v, acc * decay[:, None])
+    return acc, new_top, total
+
+
+@triton.jit
+def finish_softmax(acc, top, total):
+    """Output rows and natural log-sum-exp; zeros and −∞ for a query that saw no key."""
+    blind = total == 0.0
+    total = tl.where(blind, 1.0, total)
+    return acc / total[:, None], tl.where(blind, -INFINITY, (top + tl.log2(total)) * LN2)
+
+
+# --- queries of a backward ----------------------------------------------------------
+
+
+@triton.jit
+def load_lse(lse_ptr, batch, head, heads, length, index, keep):
+    """Log-sum-exps in base 2 from a contiguous (B, heads, length).
+
+    They are such that P = 0 for queries that saw no key, and for those not kept.
+    """
+    start = (tl.cast(batch, tl.int64) * heads + head) * length
+    lse = tl.load(lse_ptr + start + index, mask=keep, other=INFINITY)
+    return tl.where(lse == -INFINITY, INFINITY, lse) * LOG2E
+
+
+@triton.jit
+def load_queries(
+    q_ptr,
+    q_strides,
+    dout_ptr,
+    dout_strides,
+    out_ptr,
+    out_strides,
+    batch,
+    head,
+    index,
+    keep,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
+    """q, dO and δ = Σ dO·O of rows ``index`` of query heads ``head``; 0 where not kept.
+
+    ``dout_strides`` has a fourth member: the gradient of a sum comes expanded.
+    """
+    q_rows = row_pointers(q_ptr, q_strides, batch, head, index, ALIGN)
+    dout_rows = row_pointers(dout_ptr, dout_strides, batch, head, index, ALIGN)
+    out_rows = row_pointers(out_ptr, out_strides, batch, head, index, ALIGN)
+    q = load_tile(q_rows, keep, HEAD_DIM, BLOCK_D)
+    dout = load_tile(dout_rows, keep, HEAD_DIM, BLOCK_D, column_stride=dout_strides[3])
+    out = load_tile(out_rows, keep, HEAD_DIM, BLOCK_D)
+    return q, dout, tl.sum(dout.to(tl.float32) * out.to(tl.float32), axis=1)

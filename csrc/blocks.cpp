@@ -1,0 +1,12 @@
+// The table of one variant's kernels.
+
+#include "blocks.h"
+
+namespace boe {
+namespace BOE_VARIANT {
+
+extern const Kernels kernels;
+const Kernels kernels = {scan, find, gradient, collect, soft_write};
+
+}  // namespace BOE_VARIANT
+}  // namespace boe

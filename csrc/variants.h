@@ -1,0 +1,80 @@
+// What a variant consists of: kernels for one thread that work on one block of data.
+//
+// The files *_blocks.cpp and what they include are compiled once per instruction set, each
+// time in a namespace of its own. They use no inline function of the standard library: the
+// linker keeps one copy of such a function for all files, and that copy could need
+// instructions that the processor lacks. Threads and bookkeeping are in the other files,
+// compiled once for the oldest processor.
+
+#pragma once
+
+#include <stdint.h>
+
+namespace boe {
+
+// A row is worked on in blocks of this many elements: 16 KiB in float32 stay in the
+// processor's first cache, so that a second pass over a block costs no memory traffic.
+constexpr int64_t kBlock = 4096;
+
+// Part of a row of logits or probabilities.
+struct Block {
+    const void* data;
+    int32_t dtype;
+    int64_t first;  // the id of its first element
+    int64_t size;   // 1 to kBlock
+    // Ids in this block whose value counts as -inf.
+    const int64_t* suppressed;
+    int64_t suppressed_count;
+};
+
+// Statistics of part of a row. With m = max(peak, -FLT_MAX), which keeps -inf - -inf out of
+// the sums: total = sum exp(z - m), weighted = sum (z - m) exp(z - m).
+struct Partial {
+    float peak;     // the largest value that is not NaN
+    float second;   // the second largest, equal to peak in a tie
+    int64_t where;  // the first id of the block that holds the peak
+    double total;
+    double weighted;
+};
+
+// What the gradient of one row needs: with ln p = (z - peak) - log_total it is
+// -scale * p * (ln p + entropy).
+struct Slope {
+    float peak;
+    float log_total;
+    float entropy;
+    float scale;
+};
+
+struct Candidate {
+    float value;
+    int64_t id;
+};
+
+// The write of one row: sum_j weight_j E[id_j], blended with the mask's embedding.
+struct SoftWrite {
+    int32_t dtype;
+    const void* table;
+    int64_t table_row_stride;
+    int64_t width;
+    const void* mask_embed;
+    float alpha;
+};
+
+struct Kernels {
+    Partial (*scan)(const Block& block);
+    // The place in the block of the first element equal to value; 0 where there is none.
+    int64_t (*find)(const Block& block, float value);
+    // gradient points to the block's first element.
+    void (*gradient)(const Block& block, const Slope& slope, void* gradient);
+    // Stores the elements that are NaN or larger than above, in order, and returns their
+    // number. Takes blocks without suppressed ids.
+    int64_t (*collect)(const Block& block, float above, Candidate* found);
+    // The candidates' values are their weights.
+    void (*soft_write)(const SoftWrite& write, const Candidate* kept, int64_t count,
+                       void* canvas_row, void* delta_row);
+};
+
+const Kernels& kernels_of(int32_t variant);
+
+}  // namespace boe
