@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 COMPARED := margin;entropy;confidence;boe;boe:tolerance=none;boe:preset=paper
 
-.PHONY: demo test lint format bench wheel clean
+.PHONY: demo test lint format bench micro gpu plots evidence wheel clean
 .DEFAULT_GOAL := demo
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Compiles csrc/ too, where there is a compiler.
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -16,10 +18,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 .PHONY: venv
 venv: $(VENV)/.installed
 
+# lm-eval is large and needed for its own tests only: the demo goes without.
+$(VENV)/.lm-eval: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		'lm-eval>=0.4.13'
+	touch $@
+
 demo: venv
 	$(BIN)/boe demo
 
-test: venv
+test: venv $(VENV)/.lm-eval
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 lint: venv
@@ -36,6 +44,23 @@ bench: venv
 	$(BIN)/python -m bench
 	$(BIN)/boe compare --puzzles 100 --difficulty hard --tokens-per-step 1,3,5 \
 		--samplers '$(COMPARED)' --json bench/results/sudoku-hard.json
+
+# A minute; for seeing whether a change made something slower.
+micro: venv
+	$(BIN)/python -m pytest -c bench/micro/pytest.ini bench/micro \
+		--benchmark-json=bench/results/micro-cpu.json
+
+# docs/benchmarks.md. Nothing is installed: a GPU's machine has the PyTorch that fits it.
+gpu:
+	PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m bench gpu $(GPU_OPTIONS)
+
+plots: venv
+	$(BIN)/python -m bench plot
+
+# docs/evidence.md: every study from its plan, resumed if interrupted, then the document.
+evidence: venv
+	$(BIN)/boe eval $(sort $(wildcard docs/evidence/*/plan.toml))
+	$(BIN)/boe report docs/evidence.md
 
 wheel: venv
 	$(BIN)/python -m build --wheel

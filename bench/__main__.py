@@ -1,6 +1,9 @@
-"""``python -m bench [attention|entropy|step|all] [options]``; ``all`` by default.
+"""``python -m bench [attention|entropy|step|gpu|resources|plot|all] [options]``.
 
 Options after the name go to the benchmark; see ``python -m bench attention --help``.
+``all``, the default, means the first three. ``gpu`` is everything that a GPU can tell, tests
+included. ``resources`` measures nothing: it compiles the Triton kernels and prints what their
+binaries need. ``plot`` draws what is committed.
 """
 
 from __future__ import annotations
@@ -9,14 +12,16 @@ import importlib
 import sys
 
 BENCHMARKS = ("attention", "entropy", "step")
+NOT_IN_ALL = ("gpu", "resources", "plot")
 
 
 def main(argv: list[str]) -> None:
     """Run the named benchmark, or each in turn."""
     named = bool(argv) and not argv[0].startswith("-")
     name, options = (argv[0], argv[1:]) if named else ("all", argv)
-    if name not in (*BENCHMARKS, "all"):
-        raise SystemExit(f"unknown benchmark {name!r}: choose {', '.join(BENCHMARKS)} or all")
+    choices = (*BENCHMARKS, *NOT_IN_ALL, "all")
+    if name not in choices:
+        raise SystemExit(f"unknown benchmark {name!r}: choose one of {', '.join(choices)}")
     if name == "all" and {"-h", "--help"} & set(options):
         print(__doc__)
         return

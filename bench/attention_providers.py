@@ -32,6 +32,11 @@ class Inputs:
     """The other rows, computed in advance: a gift to ``partition``."""
 
     @property
+    def masked_dout(self) -> Tensor:
+        """``dout`` with zeros at the inactive rows: what dense attention has to be given."""
+        return self.dout.index_fill(2, self.inactive, 0.0)
+
+    @property
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.q, self.k, self.v
 

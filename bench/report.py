@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from bench.results import Config, Measurement, Quantiles
+from bench.terminal import console as console
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,6 @@ class Target:
     @property
     def missed(self) -> bool:
         return self.measured is not None and not self.met
-
-
-def console() -> Console:
-    """Standard output, wide enough for the tables where it is not a terminal."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=140)
 
 
 def shape_text(config: Config) -> str:

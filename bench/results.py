@@ -13,7 +13,7 @@ import platform
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,14 +21,16 @@ from pathlib import Path
 
 import torch
 
-from boe.evaluate.comparison import processor_name
+from boe.evaluate.environment import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 
 IDENTITY = ("benchmark", "provider", "mode", "dtype", "config", "metric", "hardware")
-COLUMNS = (*IDENTITY, "value", "p20", "p80", "torch", "triton", "python", "date", "commit")
+COLUMNS = (*IDENTITY, "value", "p20", "p80", "torch", "triton", "python", "date", "commit", "note")
 
 Config = Mapping[str, int | str]
+Row = dict[str, str]
+"""A line of a CSV file by column; files written before a column existed lack it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Measurement:
     metric: str
     """time_ms, peak_memory_mb or ratio; a ratio's provider reads rival/ours."""
     value: Quantiles | None
+    note: str = ""
+    """Why there is no value."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,17 @@ class Environment:
     torch_version: str = torch.__version__
     triton_version: str = field(default_factory=lambda: _version("triton"))
     python_version: str = field(default_factory=platform.python_version)
-    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    date: str = field(default_factory=lambda: utc_now())
     commit: str = field(default_factory=lambda: _commit())
 
     @classmethod
     def of(cls, device: torch.device) -> Environment:
         return cls(hardware=hardware_name(device))
+
+
+def utc_now() -> str:
+    """The date as it stands in a file; later ones compare greater."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def hardware_name(device: torch.device) -> str:
@@ -87,9 +96,18 @@ def hardware_name(device: torch.device) -> str:
     return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def save(path: Path, measurements: Iterable[Measurement], environment: Environment) -> None:
-    """Merge measurements into the CSV file at ``path``, which is replaced in one step."""
-    rows = {_identity(row): row for row in _read(path)}
+def save(
+    path: Path,
+    measurements: Iterable[Measurement],
+    environment: Environment,
+    outdated: Callable[[Row], bool] = lambda row: False,
+) -> None:
+    """Merge measurements into the CSV file at ``path``, which is replaced in one step.
+
+    Args:
+        outdated: which rows of the file are to be dropped, measured again or not.
+    """
+    rows = {_identity(row): row for row in read_rows(path) if not outdated(row)}
     for measurement in measurements:
         row = _as_row(measurement, environment)
         rows[_identity(row)] = row
@@ -110,14 +128,44 @@ def save(path: Path, measurements: Iterable[Measurement], environment: Environme
             raise
 
 
-def _as_row(measurement: Measurement, environment: Environment) -> dict[str, str]:
+def read_rows(path: Path) -> list[Row]:
+    """The lines of a file of results; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def as_measurement(row: Row) -> Measurement:
+    """What a line says was measured."""
+    value = None
+    if row["value"]:
+        value = Quantiles(*(float(row[column]) for column in ("value", "p20", "p80")))
+    return Measurement(
+        row["benchmark"],
+        row["provider"],
+        row["mode"],
+        row["dtype"],
+        json.loads(row["config"]),
+        row["metric"],
+        value,
+        row.get("note", ""),
+    )
+
+
+def config_text(config: Config) -> str:
+    """A shape as it stands in a file."""
+    return json.dumps(dict(config), separators=(",", ":"))
+
+
+def _as_row(measurement: Measurement, environment: Environment) -> Row:
     value = measurement.value
     return {
         "benchmark": measurement.benchmark,
         "provider": measurement.provider,
         "mode": measurement.mode,
         "dtype": measurement.dtype,
-        "config": json.dumps(dict(measurement.config), separators=(",", ":")),
+        "config": config_text(measurement.config),
         "metric": measurement.metric,
         "hardware": environment.hardware,
         "value": "" if value is None else f"{value.p50:.6g}",
@@ -128,18 +176,12 @@ def _as_row(measurement: Measurement, environment: Environment) -> dict[str, str
         "python": environment.python_version,
         "date": environment.date,
         "commit": environment.commit,
+        "note": measurement.note,
     }
 
 
 def _identity(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(row[column] for column in IDENTITY)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _version(package: str) -> str:

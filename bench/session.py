@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.report import console
 from bench.results import RESULTS, Environment, Measurement, save
+from bench.terminal import console
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ candidates. Replay's ideal is 1 + 2·|A|/L forwards. Against it: the naive repla
 keeps no sparsity but the rows (keys and values merged by ``index_copy``, PyTorch's own
 attention), the late-bound engine at α = 0, and dense backwards through the whole canvas
 at α = 0 (one forward) and at the midpoint (two).
+
+On a CPU replay takes its products from oneDNN, which is quicker than what PyTorch's linear
+layers use. Two more rows tell what that is worth: replay with PyTorch's products, and the
+forward (which denoisers leave as the model has it) with oneDNN's.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -27,7 +32,9 @@ from boe.canvas import Canvas
 from boe.denoisers.adjoint import soft_canvas
 from boe.denoisers.attention_modes import AttentionMode, LayerCall
 from boe.denoisers.base import EntropyGradient, GradientRequest, required_keep, take_rows
+from boe.denoisers.frozen_products import FrozenProducts
 from boe.denoisers.transformers_model import TransformersDenoiser
+from boe_kernels import _products
 
 NAME = "step"
 SLACK = 1.10
@@ -116,6 +123,14 @@ class Step:
 
     def forward(self) -> Tensor:
         return self.denoiser.predict(self.canvas, self.positions).logits
+
+    def onednn_forward(self) -> Tensor:
+        with FrozenProducts():
+            return self.forward()
+
+    def plain_replay(self) -> EntropyGradient:
+        with patch.object(_products, "_has_onednn", lambda: False):
+            return self.replay()
 
     def replay(self, alpha: float = 0.5) -> EntropyGradient:
         prediction = self.denoiser.predict(
@@ -209,7 +224,9 @@ def measure(case: Case, options: Options) -> Iterator[Measurement]:
     verify(step)
     calls: dict[str, Call] = {
         "forward": step.forward,
+        "forward, oneDNN": step.onednn_forward,
         "replay": step.replay,
+        "replay, PyTorch's products": step.plain_replay,
         "naive_replay": step.naive_replay,
         "late, α=0": step.late,
         "dense, α=0": partial(step.dense, 0.0),

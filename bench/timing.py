@@ -2,8 +2,10 @@
 
 Machines drift: clocks change, other work comes and goes. Rivals are therefore run in
 turn, round after round, and a ratio is taken within each round. On a GPU every call
-starts with a cold L2 cache; on a CPU, with whatever the call before it left in the cache
-and in the allocator, which is why every round has another order.
+starts with a cold L2 cache and an empty queue, so that its time holds what it takes to
+launch; on a CPU, with whatever the call before it left in the cache and in the allocator,
+which is why every round has another order. Calls that are launched as CUDA graphs, without
+the host between their kernels, are timed by ``bench.gpu.launches``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.results import Quantiles
 
 Call = Callable[[], object]
+Setting = Callable[[], AbstractContextManager[object]]
 
 _FLUSH_BYTES = 256 * 2**20
 _MIB = 2**20
@@ -58,13 +62,25 @@ class Timing:
 
 
 def interleave(
-    calls: Mapping[str, Call], device: torch.device, effort: Effort
+    calls: Mapping[str, Call],
+    device: torch.device,
+    effort: Effort,
+    *,
+    settings: Mapping[str, Setting] | None = None,
+    cold: bool = True,
 ) -> dict[str, Timing]:
-    """Time every call once per round, after one untimed round."""
-    stopwatch = _gpu_stopwatch(device) if device.type == "cuda" else _cpu_stopwatch
+    """Time every call once per round, after one untimed round.
+
+    Args:
+        settings: what a call is to be run under; entering and leaving it is not timed.
+        cold: empty a GPU's L2 cache before each call, for calls that do not do so.
+    """
+    stopwatch = _gpu_stopwatch(device, cold) if device.type == "cuda" else _cpu_stopwatch
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
+    settings = settings or {}
+    for name, call in calls.items():
+        with settings.get(name, nullcontext)():
+            call()
     gc.collect()
     gc.disable()
     try:
@@ -76,7 +92,8 @@ def interleave(
             if late and number >= effort.least_rounds:
                 break
             for name in order.sample(list(calls), len(calls)):
-                samples[name].append(stopwatch(calls[name]))
+                with settings.get(name, nullcontext)():
+                    samples[name].append(stopwatch(calls[name]))
     finally:
         gc.enable()
     return {name: Timing(tuple(values)) for name, values in samples.items()}
@@ -122,12 +139,14 @@ def _cpu_stopwatch(call: Call) -> float:
     return taken * 1e3
 
 
-def _gpu_stopwatch(device: torch.device) -> Callable[[Call], float]:
-    flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
+def _gpu_stopwatch(device: torch.device, cold: bool) -> Callable[[Call], float]:
+    flush = torch.empty(_FLUSH_BYTES if cold else 0, dtype=torch.int8, device=device)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def stopwatch(call: Call) -> float:
         flush.zero_()
+        # While the device were busy with this, the host could launch ahead unseen.
+        torch.cuda.synchronize(device)
         start.record()
         call()
         end.record()

@@ -1,0 +1,287 @@
+"""The binaries of the Triton kernels, compiled ahead of time: no GPU is needed.
+
+Each op's launchers run on meta tensors and are recorded (``boe_kernels._triton.recording``);
+what they would launch is compiled as the launch itself would compile it, with a stand-in
+for the GPU's driver that answers one question: which target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import pkgutil
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import count
+from typing import Any
+
+import boe_kernels
+from boe_kernels._triton import AotCase, Launch, interpreting, recording
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What one multiprocessor (NVIDIA) or compute unit (AMD) has to share out."""
+
+    name: str
+    backend: str
+    target: int | str
+    lanes: int
+    registers: int
+    """32-bit registers of the whole unit."""
+    registers_per_lane: int
+    register_unit: int
+    """Registers per lane are handed out in multiples of this."""
+    shared: int
+    """Bytes of shared memory."""
+    shared_per_group: int
+    """Of which one thread block may have so much."""
+    shared_overhead: int
+    """Bytes that the system takes for every thread block."""
+    warps: int
+    groups: int
+    """Thread blocks at once, whatever they need."""
+    tensor_columns: int = 0
+    """Columns of tensor memory."""
+
+
+TARGETS = {
+    unit.name: unit
+    for unit in (
+        Architecture("sm_80", "cuda", 80, 32, 65536, 255, 8, 164 << 10, 163 << 10, 1 << 10, 64, 32),
+        Architecture("sm_90", "cuda", 90, 32, 65536, 255, 8, 228 << 10, 227 << 10, 1 << 10, 64, 32),
+        Architecture(
+            "sm_100", "cuda", 100, 32, 65536, 255, 8, 228 << 10, 227 << 10, 1 << 10, 64, 32, 512
+        ),
+        Architecture("gfx942", "hip", "gfx942", 64, 131072, 512, 8, 64 << 10, 64 << 10, 0, 32, 32),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One compiled kernel and what it asks of the hardware."""
+
+    op: str
+    case: str
+    """The first case of the op that launches it."""
+    kernel: str
+    architecture: str
+    options: str
+    """Its constexprs and launch options."""
+    error: str = ""
+    """Why it does not compile; the figures are 0 then."""
+    warps: int = 0
+    registers: int = 0
+    """Per lane; on AMD architectural and accumulation registers together."""
+    spilled: int = 0
+    """Bytes per lane that are stored to memory for want of registers."""
+    shared: int = 0
+    tensor_columns: int = 0
+
+    @property
+    def resident_warps(self) -> int:
+        """How many warps fit one multiprocessor at once, an upper estimate."""
+        unit = TARGETS[self.architecture]
+        per_lane = -(-max(self.registers, 1) // unit.register_unit) * unit.register_unit
+        limits = [
+            unit.groups,
+            unit.warps // self.warps,
+            unit.registers // (per_lane * unit.lanes * self.warps),
+            unit.shared // max(1, self.shared + unit.shared_overhead),
+        ]
+        if self.tensor_columns:
+            limits.append(unit.tensor_columns // self.tensor_columns)
+        return min(limits) * self.warps
+
+    @property
+    def occupancy(self) -> float:
+        """``resident_warps`` as a share of what the hardware can hold."""
+        return self.resident_warps / TARGETS[self.architecture].warps
+
+    @property
+    def complaint(self) -> str:
+        """Why this binary should not be shipped; empty when there is nothing to object to."""
+        limit = TARGETS[self.architecture].shared_per_group
+        if self.error:
+            return f"does not compile: {self.error}"
+        if self.spilled:
+            return f"spills {self.spilled} bytes per lane"
+        if self.shared > limit:
+            return f"needs {self.shared} bytes of shared memory, more than {limit}"
+        return ""
+
+
+def packages_with_kernels() -> tuple[str, ...]:
+    """The ops' packages that have a ``triton`` module, by name."""
+    names = (info.name for info in pkgutil.iter_modules(boe_kernels.__path__) if info.ispkg)
+    return tuple(name for name in names if find_spec(f"boe_kernels.{name}.triton"))
+
+
+def aot_cases(package: str) -> list[AotCase]:
+    """What an op's ``triton`` module lists for compilation."""
+    return list(importlib.import_module(f"boe_kernels.{package}.triton").aot_cases())
+
+
+def compile_package(package: str, architecture: str, sample: bool = False) -> list[Binary]:
+    """Every distinct binary that the cases of an op need on ``architecture``.
+
+    Args:
+        sample: compile only the cases that are marked as samples.
+    """
+    if interpreting():
+        raise RuntimeError("kernels cannot be compiled under TRITON_INTERPRET=1: unset it")
+    binaries: list[Binary] = []
+    seen: set[int] = set()
+    name = "aot_cases"
+    with _target(architecture):
+        try:
+            for case in aot_cases(package):
+                if sample and not case.sample:
+                    continue
+                name = case.name
+                with recording(architecture) as launches:
+                    case.call()
+                for launch in launches:
+                    binary = _compile(package, case, launch, architecture, seen)
+                    if binary is not None:
+                        binaries.append(binary)
+        except Exception as error:
+            # A launcher that fails must not hide the binaries of the others.
+            why = f"{type(error).__name__}: {error}"
+            binaries.append(Binary(package, name, "launcher", architecture, "", error=why))
+    return binaries
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """What Triton makes of the arguments of a launch before it compiles anything."""
+
+    key: str
+    """Launches with the same key run the same binary."""
+    integers: dict[str, tuple[int, str]]
+    """Value and type of the integer arguments by name."""
+
+
+def specialisations(call: Callable[[], object], architecture: str) -> list[Specialisation]:
+    """Those of the launches that ``call`` makes on meta tensors."""
+    from triton.runtime.jit import compute_cache_key
+
+    found = []
+    with _target(architecture) as device, recording(architecture) as launches:
+        call()
+        for launch in launches:
+            *_, binder = launch.kernel.device_caches[device]
+            arguments, types, options = binder(*launch.args, **launch.options)
+            key = f"{launch.kernel.__name__}: {compute_cache_key({}, types, options)}"
+            integers = {
+                name: (value, kind)
+                for (name, value), (kind, *_) in zip(arguments.items(), types, strict=True)
+                if isinstance(value, int) and kind != "constexpr"
+            }
+            found.append(Specialisation(key, integers))
+    return found
+
+
+def _compile(
+    package: str, case: AotCase, launch: Launch, architecture: str, seen: set[int]
+) -> Binary | None:
+    """The binary of a launch; ``None`` if an earlier launch needed the same."""
+    facts: dict[str, Any] = {
+        "op": package,
+        "case": case.name,
+        "kernel": launch.kernel.__name__,
+        "architecture": architecture,
+        "options": ", ".join(f"{name}={value}" for name, value in launch.options.items()),
+    }
+    log = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(log):
+            compiled = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
+    except Exception as error:
+        return Binary(**facts, error=f"{type(error).__name__}: {error}")
+    # The same binary is the same object: the kernel keeps it under its specialisation.
+    if id(compiled) in seen:
+        return None
+    seen.add(id(compiled))
+    metadata = compiled.metadata
+    resources: dict[str, Any] = (
+        _amd(compiled) if "amdgcn" in compiled.asm else _nvidia(log.getvalue())
+    )
+    return Binary(
+        **facts,
+        **resources,
+        warps=metadata.num_warps,
+        shared=metadata.shared,
+        tensor_columns=getattr(metadata, "tmem_size", 0) or 0,
+    )
+
+
+def _nvidia(log: str) -> dict[str, int]:
+    """From what the assembler said while it made the binary."""
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    if not registers:
+        raise RuntimeError(f"the assembler's log names no registers: {log!r}")
+    stores = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", log))
+    loads = sum(int(n) for n in re.findall(r"(\d+) bytes spill loads", log))
+    return {"registers": max(registers), "spilled": max(stores, loads)}
+
+
+def _amd(compiled: Any) -> dict[str, int]:
+    """From the metadata that the assembly carries."""
+
+    def figure(name: str) -> int:
+        return max(int(n) for n in re.findall(rf"\.{name}:\s+(\d+)", compiled.asm["amdgcn"]))
+
+    return {"registers": figure("vgpr_count"), "spilled": 4 * figure("vgpr_spill_count")}
+
+
+class _Driver:
+    """Stands in for a GPU's driver: kernels can be compiled through it but not run."""
+
+    _made = count()
+
+    def __init__(self, architecture: str) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        unit = TARGETS[architecture]
+        self._target = GPUTarget(unit.backend, unit.target, unit.lanes)
+        # Another device every time, so that no kernel is remembered from the last one.
+        self._device = f"{architecture}, {next(self._made)}"
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+    def get_current_device(self) -> str:
+        return self._device
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def _target(architecture: str) -> Iterator[str]:
+    """Compile for ``architecture``, afresh, with the assembler telling what it does.
+
+    Yields:
+        The name that kernels know the stand-in for the device by.
+    """
+    from triton import knobs
+    from triton.runtime import driver
+
+    with (
+        tempfile.TemporaryDirectory(prefix="boe-binaries-") as folder,
+        knobs.nvidia.scope(),
+        knobs.cache.scope(),
+    ):
+        knobs.cache.dir = os.fspath(folder)
+        knobs.nvidia.dump_ptxas_log = True
+        # It stays: this process compiles and launches nothing.
+        stand_in = _Driver(architecture)
+        driver.set_active(stand_in)
+        yield stand_in.get_current_device()
