@@ -28,7 +28,7 @@ demo: venv
 	$(BIN)/boe demo
 
 test: venv $(VENV)/.lm-eval
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov --cov-report=term
 
 lint: venv
 	$(BIN)/ruff check .

@@ -51,15 +51,25 @@ class TrainConfig:
         return self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-def stratified_mask(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+def stratified_mask(
+    shape: tuple[int, int], generator: torch.Generator, maskable: Tensor | None = None
+) -> Tensor:
     """bool (N, L): sample n is masked at a rate drawn from the n-th of N strata of (0, 1).
 
     A sample that would come out with nothing masked gets one masked position.
+
+    Args:
+        maskable: bool (L,), the positions that may be masked (an answer, not its prompt);
+            all by default.
     """
     count, length = shape
     rate = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     mask = torch.rand(shape, generator=generator) < rate.unsqueeze(1)
-    forced = torch.randint(length, (count,), generator=generator)
+    if maskable is None:
+        forced = torch.randint(length, (count,), generator=generator)
+    else:
+        mask &= maskable
+        forced = torch.rand(shape, generator=generator).where(maskable, -1.0).argmax(dim=1)
     empty = ~mask.any(dim=1)
     mask[empty, forced[empty]] = True
     return mask
@@ -79,6 +89,7 @@ def train(
     config: TrainConfig,
     output: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    maskable: Tensor | None = None,
 ) -> None:
     """Train ``model`` in place, saving to ``output`` every ``config.save_every`` steps.
 
@@ -89,10 +100,14 @@ def train(
         next_batch: draws int64 (batch_size, L) of clean ids with the given generator.
         output: directory of the training state.
         on_step: called with the number of finished steps and the last loss.
+        maskable: bool (L,), the positions that may be masked; all by default.
 
     Raises:
-        ValueError: ``output`` holds the state of a run with another configuration.
+        ValueError: ``output`` holds the state of a run with another configuration, or
+            ``maskable`` allows no position.
     """
+    if maskable is not None and not bool(maskable.any()):
+        raise ValueError("maskable must allow at least one position, got none")
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -115,7 +130,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.rate_at(done)
             ids = next_batch(generator)
-            mask = stratified_mask((ids.shape[0], ids.shape[1]), generator)
+            mask = stratified_mask((ids.shape[0], ids.shape[1]), generator, maskable)
             with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
                 loss = masked_diffusion_loss(model, ids, mask, mask_id)
             loss.backward()

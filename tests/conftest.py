@@ -1,6 +1,51 @@
-"""Makes the modules beside this file (``tiny_models`` …) importable from every test."""
+"""Settings and fixtures of all tests.
 
+Being here, this file also makes the modules beside it (``tiny_models`` …) importable.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+# Triton decides when it is first imported: its kernels run in its interpreter, on the CPU.
+# On a GPU machine TRITON_INTERPRET=0 lets them run there.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
 import torch
+from torch import Tensor
 
 # Tensors are tiny here: further threads would only wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninitialised memory that boe_kernels asks for holds NaN (integers: the least value).
+
+    A result that some path forgets to write then fails every comparison, instead of
+    passing whenever the allocator happens to return zeros.
+    """
+
+    def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapper(*args: object, **kwargs: object) -> Tensor:
+            result = allocate(*args, **kwargs)
+            if sys._getframe(1).f_globals.get("__name__", "").startswith("boe_kernels"):
+                floating = result.is_floating_point()
+                result.fill_(torch.nan if floating else torch.iinfo(result.dtype).min)
+            return result
+
+        return wrapper
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No compiled code from other tests before, and none left for them after."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -75,6 +75,32 @@ def test_a_sample_that_would_have_no_mask_gets_one() -> None:
         assert mask.all()
 
 
+def test_masks_stay_where_they_are_allowed_and_no_sample_is_without() -> None:
+    allowed = torch.tensor([False, True, True, False])
+    for seed in range(5):
+        mask = stratified_mask((40, 4), torch.Generator().manual_seed(seed), allowed)
+        assert bool(mask.any(dim=1).all())
+        assert torch.equal(mask.any(dim=0), allowed)
+
+
+def test_masks_that_allow_nothing_are_refused(tmp_path: Path) -> None:
+    nowhere = torch.zeros(5, dtype=torch.bool)
+    with pytest.raises(ValueError, match="maskable must allow at least one position"):
+        train(TinyNet(), next_batch, MASK, CONFIG, tmp_path, maskable=nowhere)
+
+
+def test_only_what_is_maskable_is_ever_masked(tmp_path: Path) -> None:
+    class Watching(TinyNet):
+        def forward(self, input_ids: Tensor) -> SimpleNamespace:
+            seen.append((input_ids == MASK).any(dim=0))
+            return super().forward(input_ids)
+
+    seen: list[Tensor] = []
+    answer = torch.tensor([False, False, True, True, True])
+    train(Watching(), next_batch, MASK, CONFIG, tmp_path, maskable=answer)
+    assert torch.equal(torch.stack(seen).any(dim=0), answer)
+
+
 def test_the_loss_is_the_mean_over_samples_of_the_mean_over_their_masks() -> None:
     model = TinyNet()
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])

@@ -1,9 +1,30 @@
 """What samplers are judged on."""
 
-from boe.tasks.base import Task, TaskItem
+from boe.tasks.arithmetic.task import ArithmeticTask
+from boe.tasks.base import Judgement, Task, TaskItem
+from boe.tasks.countdown.task import CountdownTask
+from boe.tasks.splits import Split
 from boe.tasks.sudoku.task import SudokuTask
+from boe.tasks.sudoku4.scattered import ScatteredSudoku4Task
+from boe.tasks.sudoku4.task import Sudoku4Task
 
-TASKS: dict[str, type[SudokuTask]] = {SudokuTask.name: SudokuTask}
-"""Tasks by name; each takes a difficulty."""
+EmbeddedTask = SudokuTask | Sudoku4Task | ScatteredSudoku4Task | CountdownTask | ArithmeticTask
 
-__all__ = ["TASKS", "SudokuTask", "Task", "TaskItem"]
+TASKS: dict[str, type[EmbeddedTask]] = {
+    task.name: task
+    for task in (SudokuTask, Sudoku4Task, ScatteredSudoku4Task, CountdownTask, ArithmeticTask)
+}
+"""Tasks by name. Each takes a difficulty: a key of its ``difficulties``, "hard" by default."""
+
+__all__ = [
+    "TASKS",
+    "ArithmeticTask",
+    "CountdownTask",
+    "Judgement",
+    "ScatteredSudoku4Task",
+    "Split",
+    "Sudoku4Task",
+    "SudokuTask",
+    "Task",
+    "TaskItem",
+]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from boe.denoisers.base import Denoiser
+from boe.tasks.splits import Split
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,43 @@ class TaskItem:
     data: Any
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one answer.
+
+    Attributes:
+        correct: whether it is right; this is what samplers are compared by.
+        metrics: the task's further measures by name, each in [0, 1]; every item of a task
+            has the same ones. A mean over items is the task's figure.
+    """
+
+    correct: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
 class Task(ABC):
-    """A set of items and the rule that judges answers to them."""
+    """A set of items and the rule that judges answers to them.
+
+    Class attributes:
+        name: of the task, as on the command line.
+        difficulties: the settings that have names; tasks in :data:`boe.tasks.TASKS` take
+            such a name as their only argument, and have one called "hard".
+    """
 
     name: str
+    difficulties: ClassVar[Mapping[str, object]] = {}
 
     @abstractmethod
-    def items(self, count: int, seed: int) -> list[TaskItem]:
-        """The first ``count`` items of the stream that ``seed`` fixes."""
+    def items(self, count: int, seed: int, split: Split = "test") -> list[TaskItem]:
+        """The first ``count`` items of the stream that ``seed`` and ``split`` fix.
+
+        Tune on "validation", report on "test"; streams of different splits never share a
+        problem, whatever their seeds.
+        """
 
     @abstractmethod
-    def judge(self, item: TaskItem, ids: Tensor) -> bool:
-        """Whether the filled-in canvas ``ids`` (L,) is right."""
+    def judge(self, item: TaskItem, ids: Tensor) -> Judgement:
+        """The verdict on the filled-in canvas ``ids`` (L,)."""
 
     @abstractmethod
     def answer(self, ids: Tensor) -> str:
@@ -45,4 +72,4 @@ class Task(ABC):
 
     @abstractmethod
     def denoiser(self) -> Denoiser:
-        """The model that the package ships for this task."""
+        """The model that the package ships for this task, loaded once per task object."""

@@ -53,7 +53,7 @@ def measure(model: PreTrainedModel, count: int) -> dict[str, float]:
             budget=TokensPerStep(1),
             batch_size=_BATCH,
         )
-        right = sum(task.judge(a, b) for a, b in zip(items, result.sequences, strict=True))
+        right = sum(task.judge(a, b).correct for a, b in zip(items, result.sequences, strict=True))
         measured[f"{difficulty} puzzles solved ({clues} clues)"] = right / count
     return measured
 

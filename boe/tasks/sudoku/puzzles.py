@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from boe.tasks.sudoku.grid import CELLS, Grid, solutions
 DIFFICULTIES = {"easy": 36, "medium": 30, "hard": 26, "expert": 24, "open": 20}
 """Named difficulties and their number of clues. Puzzles have exactly one solution, except
 "open" ones, whose clues are any cells of a solved grid."""
+
+VALIDATION_GRIDS = 64
+"""Validation puzzles are random symmetries of so many solved grids."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +149,55 @@ def generate_puzzles(
         seed: equal seeds give equal streams.
         excluded: symmetry signatures (:func:`symmetry_signature`) of grids not to be used.
     """
-    if difficulty not in DIFFICULTIES:
-        raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {difficulty!r}")
+    _check_difficulty(difficulty)
     rng = random.Random(f"boe/sudoku/{difficulty}/{seed}")
     while True:
         solution = random_solved_grid(rng)
         if symmetry_signature(solution) in excluded:
             continue
-        clues = DIFFICULTIES[difficulty]
-        if difficulty == "open":
-            shown = set(rng.sample(range(CELLS), clues))
-            yield Puzzle(tuple(d if c in shown else 0 for c, d in enumerate(solution)), solution)
-        elif (puzzle := dig(solution, clues, rng)) is not None:
+        if (puzzle := _puzzle_from(solution, difficulty, rng)) is not None:
             yield puzzle
+
+
+def puzzles_of(grids: Tensor, difficulty: str, seed: int) -> Iterator[Puzzle]:
+    """An endless stream of puzzles made from random symmetries of ``grids`` (N, 81)."""
+    _check_difficulty(difficulty)
+    rng = random.Random(f"boe/sudoku/validation/{difficulty}/{seed}")
+    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    while True:
+        base = grids[torch.randint(len(grids), (1,), generator=generator)]
+        solution = tuple(augment(base, generator)[0].tolist())
+        if (puzzle := _puzzle_from(solution, difficulty, rng)) is not None:
+            yield puzzle
+
+
+@cache
+def validation_grids(excluded: frozenset[int]) -> Tensor:
+    """The solved grids that validation puzzles are symmetric forms of, int64 (N, 81).
+
+    Args:
+        excluded: symmetry signatures of grids not to be used, those of training.
+    """
+    rng = random.Random("boe/sudoku/validation")
+    drawn = [random_solved_grid(rng) for _ in range(VALIDATION_GRIDS)]
+    return torch.tensor([grid for grid in drawn if symmetry_signature(grid) not in excluded])
+
+
+@cache
+def validation_signatures() -> frozenset[int]:
+    """Symmetry signatures of the validation grids; test puzzles have others."""
+    grids = validation_grids(frozenset()).tolist()
+    return frozenset(symmetry_signature(tuple(grid)) for grid in grids)
+
+
+def _check_difficulty(difficulty: str) -> None:
+    if difficulty not in DIFFICULTIES:
+        raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, got {difficulty!r}")
+
+
+def _puzzle_from(solution: Grid, difficulty: str, rng: random.Random) -> Puzzle | None:
+    clues = DIFFICULTIES[difficulty]
+    if difficulty != "open":
+        return dig(solution, clues, rng)
+    shown = set(rng.sample(range(CELLS), clues))
+    return Puzzle(tuple(d if c in shown else 0 for c, d in enumerate(solution)), solution)

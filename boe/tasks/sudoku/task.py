@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import islice
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from boe.denoisers.transformers_model import TransformersDenoiser
-from boe.tasks.base import Task, TaskItem
+from boe.tasks.base import Judgement, Task, TaskItem
+from boe.tasks.splits import Split, check_split
 from boe.tasks.sudoku.grid import Grid, format_grid, is_complete, parse_grid, solutions
 from boe.tasks.sudoku.model import (
     MASK_ID,
@@ -17,7 +20,13 @@ from boe.tasks.sudoku.model import (
     WEIGHTS,
     training_signatures,
 )
-from boe.tasks.sudoku.puzzles import DIFFICULTIES, generate_puzzles
+from boe.tasks.sudoku.puzzles import (
+    DIFFICULTIES,
+    generate_puzzles,
+    puzzles_of,
+    validation_grids,
+    validation_signatures,
+)
 
 
 class SudokuTask(Task):
@@ -31,6 +40,7 @@ class SudokuTask(Task):
     """
 
     name = "sudoku"
+    difficulties: ClassVar[Mapping[str, object]] = DIFFICULTIES
 
     def __init__(self, difficulty: str = "hard") -> None:
         if difficulty not in DIFFICULTIES:
@@ -39,16 +49,33 @@ class SudokuTask(Task):
             )
         self.difficulty = difficulty
 
-    def items(self, count: int, seed: int) -> list[TaskItem]:
+    def items(self, count: int, seed: int, split: Split = "test") -> list[TaskItem]:
+        """The first ``count`` puzzles of the stream that ``seed`` and ``split`` fix.
+
+        Validation puzzles are made from random symmetries of a few reserved grids. Test
+        puzzles are symmetric forms neither of these nor of any training grid.
+
+        Raises:
+            ValueError: ``count`` is not positive, or ``split`` is neither of these two:
+                training uses solved grids, not puzzles.
+        """
         if count < 1:
             raise ValueError(f"the number of puzzles must be at least 1, got {count}")
-        puzzles = generate_puzzles(self.difficulty, seed, training_signatures())
+        check_split(split)
+        if split == "train":
+            raise ValueError("split must be validation or test: sudoku has no training puzzles")
+        trained = training_signatures()
+        if split == "test":
+            puzzles = generate_puzzles(self.difficulty, seed, trained | validation_signatures())
+        else:
+            puzzles = puzzles_of(validation_grids(trained), self.difficulty, seed)
         return [puzzle_item(k, puzzle.clues) for k, puzzle in enumerate(islice(puzzles, count))]
 
-    def judge(self, item: TaskItem, ids: Tensor) -> bool:
+    def judge(self, item: TaskItem, ids: Tensor) -> Judgement:
+        """Sudoku has no metric besides being right."""
         filled = ids.tolist()
         kept = all(clue in (0, digit) for clue, digit in zip(item.data, filled, strict=True))
-        return kept and is_complete(filled)
+        return Judgement(kept and is_complete(filled))
 
     def answer(self, ids: Tensor) -> str:
         return format_grid([digit if 1 <= digit <= 9 else 0 for digit in ids.tolist()])

@@ -1,0 +1,1 @@
+"""Long multiplication, written out."""

@@ -1,0 +1,1 @@
+"""Countdown with three numbers."""

@@ -1,0 +1,1 @@
+"""Sudoku 4×4 as text."""

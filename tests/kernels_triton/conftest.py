@@ -1,0 +1,56 @@
+"""Fixtures of the tests that run Triton kernels in its interpreter.
+
+In float32 and float16 only: the interpreter computes bfloat16 wrongly. The kernels widen
+every operand to float32 as it is loaded, so that bfloat16 takes no code of its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+import pytest
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+
+OLD_INTERPRETER = (
+    tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+    and int(numpy.__version__.split(".")[0]) >= 2
+    and int(numpy.__version__.split(".")[1]) >= 4
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Triton 3.6's interpreter cannot loop to run-time bounds with NumPy 2.4."""
+    if OLD_INTERPRETER:
+        skip = pytest.mark.skip(reason="this Triton's interpreter needs NumPy < 2.4")
+        for item in items:
+            if "interpreted" in getattr(item, "fixturenames", ()):
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that run kernels; NumPy need not tell of the NaN and ∞ that they hold."""
+    monkeypatch.setattr(interpreter, "_patch_lang", _patch_lang_where_needed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+_patch_lang = interpreter._patch_lang
+
+
+def _patch_lang_where_needed(function: Any) -> Any:
+    """Prepares Triton's language for interpretation, unless that is done already.
+
+    The interpreter looks through the whole language at every call of a device function,
+    which takes most of its time. Once per launch is enough.
+    """
+    languages = [x for x in function.__globals__.values() if x is tl or x is tl.core]
+    if languages and not any(tl.core.is_builtin(language.load) for language in languages):
+        return interpreter._LangPatchScope()
+    return _patch_lang(function)
