@@ -37,7 +37,8 @@ def test_other_numbers_of_rows_and_ids_need_no_other_binary(group, described):
     first, *others = (call["keys"] for call in described[group])
     assert first, "nothing was launched"
     for call, other in zip(GROUPS[group][1:], others, strict=True):
-        assert other == first, f"{call.func.__name__}{call.args} {call.keywords}"
+        # No rows take fewer kernels.
+        assert set(other) <= set(first), f"{call.func.__name__}{call.args} {call.keywords}"
 
 
 def test_the_keys_tell_binaries_apart(described):

@@ -48,7 +48,7 @@ class VocabularyLaunch:
 LAUNCH = {
     "sm_80": VocabularyLaunch(warps=8, threads=32, whole_rows=216, gradient_loads=4),
     "sm_90": VocabularyLaunch(warps=8, threads=32, whole_rows=264, gradient_loads=4),
-    "sm_100": VocabularyLaunch(warps=8, threads=32, whole_rows=296, gradient_loads=4),
+    "sm_100": VocabularyLaunch(warps=4, threads=32, whole_rows=296, gradient_loads=4),
     "gfx942": VocabularyLaunch(warps=4, threads=64, whole_rows=608, gradient_loads=4),
 }
 
