@@ -47,6 +47,7 @@ FLOORS = [
     pytest.param(Sudoku4Task, {"unique": 38, "hard": 36}, id="sudoku4"),
     pytest.param(ScatteredSudoku4Task, {"unique": 36, "hard": 34}, id="sudoku4-scattered"),
     pytest.param(CountdownTask, {"easy": 4, "hard": 1}, id="countdown"),
+    pytest.param(ArithmeticTask, {"easy": 12, "hard": 6}, id="arithmetic"),
 ]
 """Of forty test items, how many the shipped denoiser must solve at one token per step."""
 

@@ -54,7 +54,7 @@ class ArithmeticTask(CharacterTask[ArithmeticDifficulty]):
     }
     training_mix = ("easy", "medium", "hard", "hard")
     shape = ModelShape(layers=3, width=128)
-    recipe = TrainConfig(steps=2000, batch_size=128, learning_rate=2e-3)
+    recipe = TrainConfig(steps=8000, batch_size=128, learning_rate=2e-3)
     weights = Path(__file__).parent / "weights"
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
