@@ -39,11 +39,13 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every figure in README.md and docs/ comes from what this writes to bench/results/.
+# Every figure in README.md comes from what this writes to bench/results/, and is filled in.
 bench: venv
 	$(BIN)/python -m bench
 	$(BIN)/boe compare --puzzles 100 --difficulty hard --tokens-per-step 1,3,5 \
 		--samplers '$(COMPARED)' --json bench/results/sudoku-hard.json
+	$(BIN)/python -m bench readme
+	$(BIN)/boe report README.md
 
 # A minute; for seeing whether a change made something slower.
 micro: venv

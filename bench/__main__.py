@@ -1,9 +1,9 @@
-"""``python -m bench [attention|entropy|step|gpu|resources|plot|all] [options]``.
+"""``python -m bench [attention|entropy|step|gpu|resources|plot|readme|all] [options]``.
 
 Options after the name go to the benchmark; see ``python -m bench attention --help``.
 ``all``, the default, means the first three. ``gpu`` is everything that a GPU can tell, tests
 included. ``resources`` measures nothing: it compiles the Triton kernels and prints what their
-binaries need. ``plot`` draws what is committed.
+binaries need. ``plot`` draws what is committed, ``readme`` fills the tables of README.md from it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import sys
 
 BENCHMARKS = ("attention", "entropy", "step")
-NOT_IN_ALL = ("gpu", "resources", "plot")
+NOT_IN_ALL = ("gpu", "resources", "plot", "readme")
 
 
 def main(argv: list[str]) -> None:
