@@ -56,7 +56,7 @@ def define_op(
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     _LIBRARY.impl(name, autograd_kernel, "Autograd", with_keyset=True)
-    return _DifferentiableOp(op, apply, transformable)
+    return _DifferentiableOp(op, implementation, apply, transformable)
 
 
 def _eager_form(function: Any) -> type[torch.autograd.Function]:
@@ -83,14 +83,20 @@ class _DifferentiableOp:
     """Calls an op, or its autograd function directly where a graph is to be recorded.
 
     ``torch.func`` differentiates an autograd function itself, and cannot see one that is
-    applied inside an operator's autograd kernel; eager mode saves one trip through the
-    dispatcher. Both run the op itself below.
+    applied inside an operator's autograd kernel. In plain eager mode, where nothing looks
+    at the calls of operators, both run the implementation itself: a trip through the
+    dispatcher to a Python kernel takes some 20 µs, more when caches are cold.
     """
 
     def __init__(
-        self, op: Any, apply: Callable[..., Any], transformable: Callable[..., Any]
+        self,
+        op: Any,
+        implementation: Callable[..., Any],
+        apply: Callable[..., Any],
+        transformable: Callable[..., Any],
     ) -> None:
         self.op = op
+        self._implementation = implementation
         self._apply = apply
         self._transformable = transformable
 
@@ -102,7 +108,23 @@ class _DifferentiableOp:
         if torch.is_grad_enabled() and _any_requires_grad(args):
             _refuse_forward_mode(self.op._opname, args)
             return self._apply(*args)
-        return self.op(*args)
+        return self._implementation(*args) if _unobserved(args) else self.op(*args)
+
+
+def _unobserved(args: tuple[Any, ...]) -> bool:
+    """Whether nothing could tell a call of an op's implementation from one of the op."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()
+        and forward_ad._current_level < 0
+        and all(
+            type(arg) in (torch.Tensor, torch.nn.Parameter) and not arg.is_meta
+            for arg in args
+            if isinstance(arg, torch.Tensor)
+        )
+    )
 
 
 def _any_requires_grad(args: tuple[Any, ...]) -> bool:
