@@ -24,14 +24,16 @@ from boe.denoisers.base import (
     Keep,
     required_keep,
 )
-from boe.samplers.base import Sampler, Scores, Step, StepCost, top_positions
+from boe.samplers.base import Clock, Sampler, Scores, Step, StepCost, top_positions
 from boe.samplers.candidates import check_candidates, choose_candidates
+from boe.samplers.last_scores import by_last_scores, remember_scores
 from boe_kernels import pad_rows, tis_scores
 from boe_kernels.tis_scores import GATES as GATES
 from boe_kernels.tis_scores import NORMALISATIONS as NORMALISATIONS
 
 PROBE_SETS = ("complement", "masked", "masked_minus_self")
 ACTIVE_SETS = ("candidates", "candidates_probes", "masked", "bridges", "all")
+BETWEEN = ("last", "confidence")
 BRIDGE_RULES = ("received_paid", "received", "hidden_change", "random")
 
 
@@ -49,6 +51,11 @@ class BoE(Sampler):
             eligible one by at most this much are candidates (b: how many are revealed);
             ``None`` for no such bound. Not in the paper: it limits what a reveal may cost
             in certainty, where ρ limits how many positions compete.
+        sure: where the b-th largest eligible top probability is at least this, the greedy
+            choice risks next to nothing: it is revealed, and no gradient is taken; ``None``
+            always takes one. Not in the paper.
+        certainty: κ of TIS_i + κ·ln(top probability of i): what a reveal promises, against
+            the nats that it risks. Added after gate and penalty. Not in the paper.
         probes: whose entropies are summed: "complement" (masked, not candidates),
             "masked" (all; a candidate's own entropy is included), "masked_minus_self"
             (all, with that term removed row-locally).
@@ -71,11 +78,17 @@ class BoE(Sampler):
             or "minmax".
         engine: "replay", "late" or "dense".
         top_k: soft writes from the k most probable ids only.
+        every: score every so many steps of a block, the first included; the steps between
+            cost no gradient.
+        between: how these rank the candidates: by the "last" scores, then, where there
+            are none, by confidence; or by "confidence" alone.
     """
 
     candidates: str = "confidence"
     rho: float = 0.25
     tolerance: float | None = 0.01
+    sure: float | None = None
+    certainty: float = 0.0
     probes: str = "complement"
     max_probes: int | None = None
     active: str = "candidates_probes"
@@ -90,6 +103,8 @@ class BoE(Sampler):
     normalise: str = "none"
     engine: Engine = "replay"
     top_k: int | None = None
+    every: int = 1
+    between: str = "last"
 
     name = "boe"
 
@@ -102,6 +117,7 @@ class BoE(Sampler):
             ("gate", GATES),
             ("normalise", NORMALISATIONS),
             ("engine", ENGINES),
+            ("between", BETWEEN),
         ):
             if getattr(self, field) not in choices:
                 raise ValueError(
@@ -112,7 +128,9 @@ class BoE(Sampler):
             raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
         if not 0.0 <= self.bridges <= 1.0:
             raise ValueError(f"bridges must be in [0, 1], got {self.bridges}")
-        for field in ("penalty", "floor"):
+        if self.sure is not None and not 0.0 <= self.sure <= 1.0:
+            raise ValueError(f"sure must be in [0, 1], got {self.sure}")
+        for field in ("certainty", "penalty", "floor"):
             value = getattr(self, field)
             if not (value >= 0.0 and math.isfinite(value)):
                 raise ValueError(f"{field} must be finite and not negative, got {value}")
@@ -120,6 +138,8 @@ class BoE(Sampler):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} must be at least 1, got {value}")
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}")
         self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:
@@ -178,15 +198,26 @@ class BoE(Sampler):
     def keep(self) -> Keep:
         return required_keep(self.engine, self.active == "bridges" and self.bridge_rule != "random")
 
+    def steers(self, clock: Clock) -> bool:
+        return clock.index % self.every == 0
+
     def score(self, step: Step) -> Scores:
         chosen = choose_candidates(step, self.candidates, self.rho, self.tolerance)
         probes = self._choose_probes(step, chosen)
         # Where nothing is steered the candidates win, the most confident first.
         unsteered = torch.where(chosen, step.stats.top1, -torch.inf)
+        due = torch.tensor([self.steers(clock) for clock in step.clocks], device=chosen.device)
+        recalls = self.every > 1 and self.between == "last"
+        if recalls:
+            last = by_last_scores(step, unsteered)
+            unsteered = torch.where(due.unsqueeze(1), unsteered, last)
         # A row steers where it has a choice to make and a future to make it for.
-        steered = (chosen.sum(dim=1) > step.budget) & probes.any(dim=1)
+        steered = (chosen.sum(dim=1) > step.budget) & probes.any(dim=1) & ~self._is_sure(step)
+        steered = steered & due
         chosen, probes = chosen & steered.unsqueeze(1), probes & steered.unsqueeze(1)
         if not bool(steered.any()):
+            if recalls:
+                remember_scores(step, torch.full_like(unsteered, -torch.inf), due)
             return Scores(unsteered)
         request = GradientRequest(
             candidates=_compact(step.positions, chosen),
@@ -214,7 +245,12 @@ class BoE(Sampler):
             anneal=self.penalty_anneal,
             normalise=self.normalise,
         )
-        values = torch.where(steered.unsqueeze(1), scored.score, unsteered.to(scored.score.dtype))
+        score = scored.score
+        if self.certainty:
+            score = score + self.certainty * step.stats.top1.log()
+        if recalls:
+            remember_scores(step, score, due)
+        values = torch.where(steered.unsqueeze(1), score, unsteered.to(score.dtype))
         return Scores(
             values,
             {
@@ -231,6 +267,13 @@ class BoE(Sampler):
             ),
             scored=steered,
         )
+
+    def _is_sure(self, step: Step) -> Tensor:
+        """bool (B,), rows whose greedy choice needs no second thought."""
+        if self.sure is None:
+            return torch.zeros_like(step.budget, dtype=torch.bool)
+        surest = top_positions(step.stats.top1, step.eligible, step.budget)
+        return step.stats.top1.masked_fill(~surest, torch.inf).amin(dim=1) >= self.sure
 
     def _choose_probes(self, step: Step, chosen: Tensor) -> Tensor:
         probes = step.masked & ~chosen if self.probes == "complement" else step.masked

@@ -83,6 +83,32 @@ def test_tolerance_bounds_what_certainty_a_candidate_may_lack(tolerance, budget,
     assert candidates_of(record) == expected
 
 
+@pytest.mark.parametrize(
+    ("sure", "budget", "steers"),
+    [
+        (None, 1, True),
+        (0.9, 1, False),
+        (0.91, 1, True),
+        (0.84, 2, False),  # the second largest is 0.85
+        (0.86, 2, True),
+    ],
+)
+def test_no_gradient_is_taken_where_the_greedy_choice_is_sure(sure, budget, steers) -> None:
+    sampler = BoE(rho=0.6, tolerance=None, sure=sure)
+    denoiser = FakeDenoiser(table_of(CONFIDENCES))
+    record = first_step(sampler, budget, denoiser)
+    assert ("tis" in record.parts) == steers
+    if not steers:
+        assert sorted(record.revealed.tolist()) == [0, 8][:budget]
+
+
+def test_certainty_adds_the_logarithm_of_the_top_probability() -> None:
+    plain, mixed = (first_step(BoE(rho=0.6, tolerance=None, certainty=k)) for k in (0.0, 2.5))
+    chosen = plain.parts["candidate"]
+    risk = 2.5 * torch.tensor(CONFIDENCES).log()[chosen]
+    torch.testing.assert_close(mixed.scores[chosen], plain.scores[chosen] + risk)
+
+
 PROBABILITIES = torch.tensor(
     [
         [0.0, 0.60, 0.40, 0.00, 0.00, 0.00],  # most confident
