@@ -60,6 +60,7 @@ class Policy(ABC):
             blocks then last until their last step, though no mask be left.
         noised: whether it reads ``Step.noised_log_probability``.
         reuses: whether a step that changes nothing lends its forward to the next.
+        combines: whether, under guidance, what is kept must be kept of both branches.
     """
 
     name: ClassVar[str]
@@ -70,9 +71,17 @@ class Policy(ABC):
     reuses: ClassVar[bool] = False
 
     @property
+    def combines(self) -> bool:
+        return False
+
+    @property
     def keep(self) -> Keep:
         """What the step's prediction must keep for this policy."""
         return "nothing"
+
+    def steers(self, clock: Clock) -> bool:
+        """Whether this step may need what ``keep`` says; if not, nothing is kept."""
+        return True
 
     def plan(self, planned: tuple[int, ...]) -> tuple[int, ...]:
         """By how many masks each step of a block shrinks it, from the budget's plan.
@@ -118,6 +127,11 @@ class Count(ABC):
 
     name: ClassVar[str]
     home: ClassVar[str]
+
+    @property
+    def further(self) -> int:
+        """How many positions the sampler adds to the ready ones at least."""
+        return 0
 
     def ready(self, step: Step) -> Tensor | None:
         """bool (B, P), eligible positions that are revealed whatever their rank.
@@ -197,7 +211,7 @@ def choose(
             enough = enough & (found > taken.sum(dim=1))
         ready = ready & (budget > 0).unsqueeze(1)
         ranked = ranked & ~enough
-        fill = torch.where(enough, 0, budget - found).clamp_min(0)
+        fill = torch.where(enough, 0, (budget - found).clamp_min(count.further))
         left = among & ~ready & ranked.unsqueeze(1)
         asked = replace(asked, eligible=left, budget=fill)
     # Rows whose eligible positions will all be revealed leave nothing to score.

@@ -20,11 +20,18 @@ class EntropyBound(Count):
     Σ H − max H ≤ γ, which bounds the information that tokens written together ignore.
     Positions ranked at −∞ (no candidates of BoE) are not taken in.
 
+    With ``along="entropy"`` the bound is used up by the surest positions, down the entropies
+    as far as Σ H ≤ γ, and the sampler adds the one of its choice. For the entropy sampler
+    that is the same; for another it keeps the number of steps that EB-Sampler is made for,
+    and leaves to the sampler what is open: which of the unsure positions goes with the sure.
+
     Attributes:
         gamma: γ in nats; the paper's code has 0.1, its scripts 0.01.
+        along: "ranking", the sampler's, as in the paper; or "entropy".
     """
 
     gamma: float = 0.1
+    along: str = "ranking"
 
     name: ClassVar[str] = "eb"
     home: ClassVar[str] = "entropy"
@@ -32,8 +39,29 @@ class EntropyBound(Count):
     def __post_init__(self) -> None:
         if not (self.gamma >= 0.0 and math.isfinite(self.gamma)):
             raise ValueError(f"gamma must be finite and not negative, got {self.gamma}")
+        if self.along not in ("ranking", "entropy"):
+            raise ValueError(f"along must be 'ranking' or 'entropy', got {self.along!r}")
+
+    @property
+    def further(self) -> int:
+        return int(self.along == "entropy")
+
+    def ready(self, step: Step) -> Tensor | None:
+        if self.along == "ranking":
+            return None
+        surest = -step.stats.entropy.double()
+        order = ranked_order(surest, step.eligible)
+        offered = step.eligible.gather(1, order)
+        spent = -surest.gather(1, order).masked_fill(~offered, 0.0).cumsum(dim=1)
+        number = (offered & (spent <= self.gamma)).long().cumprod(dim=1).sum(dim=1)
+        return top_positions(surest, step.eligible, number)
+
+    def enough(self, ready: Tensor, budget: Tensor) -> Tensor:
+        return torch.zeros_like(ready, dtype=torch.bool)
 
     def extend(self, step: Step, values: Tensor, among: Tensor, least: Tensor) -> Tensor:
+        if self.along == "entropy":
+            return least
         order = ranked_order(values, among)
         entropy = step.stats.entropy.double().gather(1, order)
         offered = (among & (values > -torch.inf)).gather(1, order)

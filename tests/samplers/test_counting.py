@@ -102,6 +102,34 @@ def test_eb_with_boe_takes_only_candidates_in() -> None:
     assert revealed(few, denoiser=denoiser)[0] == [4, 6]
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.3, 1.0, 100.0])
+@pytest.mark.parametrize("budget", [1, 3])
+def test_eb_along_the_entropies_is_eb_where_entropy_ranks(gamma: float, budget: int) -> None:
+    plain, along = (
+        revealed(f"eb:gamma={gamma},along={way}", budget=TokensPerStep(budget))
+        for way in ("ranking", "entropy")
+    )
+    assert along == plain
+
+
+def test_eb_along_the_entropies_lets_boe_choose_what_goes_with_the_sure() -> None:
+    influence = torch.tensor([0.0, 9.0, 1.0, 7.0, 2.0, 9.0, 3.0, 8.0]).double()
+    denoiser = FakeDenoiser(table_of(CONFIDENCES), influence)
+    which = BoE(candidates="all", probes="masked", rho=1.0, tolerance=None)
+    gamma = entropy(0.99) + entropy(0.97) + 1e-9
+    strategy = Strategy(which, count=EntropyBound(gamma, along="entropy"))
+    first = revealed(strategy, denoiser=denoiser)[0]
+    assert first == [0, 1, 2], "the two surest, and the most influential of the others"
+    denoiser = FakeDenoiser(table_of(CONFIDENCES), influence)
+    more = revealed(strategy, denoiser=denoiser, budget=TokensPerStep(4))[0]
+    assert more == [0, 1, 2, 5], "the sure ones count towards the budget"
+
+
+def test_eb_refuses_an_unknown_way() -> None:
+    with pytest.raises(ValueError, match="along must be 'ranking' or 'entropy', got 'margin'"):
+        EntropyBound(along="margin")
+
+
 # --- Fast-dLLM ------------------------------------------------------------------------
 
 
