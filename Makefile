@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-COMPARED := margin;entropy;confidence;boe;boe:tolerance=none;boe:preset=paper
+COMPARED := margin;entropy;confidence;boe;boe:tolerance=none;boe:preset=paper;threshold:value=0.99;boe+threshold:value=0.99
 
 .PHONY: demo test lint format bench micro gpu plots evidence wheel clean
 .DEFAULT_GOAL := demo
@@ -18,16 +18,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
 .PHONY: venv
 venv: $(VENV)/.installed
 
-# lm-eval is large and needed for its own tests only: the demo goes without.
-$(VENV)/.lm-eval: $(VENV)/.installed
+# What is large and needed for its own tests only: the demo goes without.
+$(VENV)/.extras: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		'lm-eval>=0.4.13'
+		'lm-eval>=0.4.13' 'datatrove>=0.10'
 	touch $@
 
 demo: venv
 	$(BIN)/boe demo
 
-test: venv $(VENV)/.lm-eval
+test: venv $(VENV)/.extras
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov --cov-report=term
 
 lint: venv

@@ -1,9 +1,11 @@
-"""``python -m bench [attention|entropy|step|gpu|resources|plot|readme|all] [options]``.
+"""``python -m bench [attention|entropy|step|llm_step|gpu|resources|tune|plot|readme|all]``.
 
 Options after the name go to the benchmark; see ``python -m bench attention --help``.
-``all``, the default, means the first three. ``gpu`` is everything that a GPU can tell, tests
+``all``, the default, means the first three. ``llm_step`` is a step at the shapes of LLaDA-8B
+and Dream-7B (a toy width without a GPU). ``gpu`` is everything that a GPU can tell, tests
 included. ``resources`` measures nothing: it compiles the Triton kernels and prints what their
-binaries need. ``plot`` draws what is committed, ``readme`` fills the tables of README.md from it.
+binaries need. ``tune`` times tiles of the attention kernels on a GPU and writes the quickest into
+their table. ``plot`` draws what is committed, ``readme`` fills the tables of README.md from it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import importlib
 import sys
 
 BENCHMARKS = ("attention", "entropy", "step")
-NOT_IN_ALL = ("gpu", "resources", "plot", "readme")
+NOT_IN_ALL = ("llm_step", "gpu", "resources", "tune", "plot", "readme")
 
 
 def main(argv: list[str]) -> None:

@@ -8,6 +8,7 @@ for the GPU's driver that answers one question: which target.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
 import os
@@ -53,7 +54,9 @@ class Architecture:
 TARGETS = {
     unit.name: unit
     for unit in (
-        Architecture("sm_80", "cuda", 80, 32, 65536, 255, 8, 164 << 10, 163 << 10, 1 << 10, 64, 32),
+        # A thread block may have 163 KB. But sm_86, sm_89 and sm_120 run these tiles, too, and
+        # have 99.
+        Architecture("sm_80", "cuda", 80, 32, 65536, 255, 8, 164 << 10, 99 << 10, 1 << 10, 64, 32),
         Architecture("sm_90", "cuda", 90, 32, 65536, 255, 8, 228 << 10, 227 << 10, 1 << 10, 64, 32),
         Architecture(
             "sm_100", "cuda", 100, 32, 65536, 255, 8, 228 << 10, 227 << 10, 1 << 10, 64, 32, 512
@@ -128,34 +131,67 @@ def aot_cases(package: str) -> list[AotCase]:
     return list(importlib.import_module(f"boe_kernels.{package}.triton").aot_cases())
 
 
-def compile_package(package: str, architecture: str, sample: bool = False) -> list[Binary]:
-    """Every distinct binary that the cases of an op need on ``architecture``.
+@dataclass(frozen=True)
+class Wanted:
+    """A binary that is to be compiled: a launch of a case."""
+
+    op: str
+    case: str
+    kernel: str
+    architecture: str
+    options: str
+    number: int
+    """Which of the case's launches it is."""
+    key: str
+    """Tells whether another binary is the same: of sources, arguments, options and compiler."""
+
+    def compile(self) -> Binary:
+        """Compile it."""
+        case = next(case for case in aot_cases(self.op) if case.name == self.case)
+        facts = (self.op, self.case, self.kernel, self.architecture, self.options)
+        with _target(self.architecture) as device:
+            with recording(self.architecture) as launches:
+                case.call()
+            return _binary(facts, launches[self.number], device)
+
+
+def wanted_binaries(package: str, architecture: str, sample: bool = False) -> list[Wanted | Binary]:
+    """Every distinct binary that the cases of an op need; a launcher that fails, as its error.
 
     Args:
-        sample: compile only the cases that are marked as samples.
+        sample: only those of the cases that are marked as samples.
     """
     if interpreting():
         raise RuntimeError("kernels cannot be compiled under TRITON_INTERPRET=1: unset it")
-    binaries: list[Binary] = []
-    seen: set[int] = set()
-    name = "aot_cases"
-    with _target(architecture):
-        try:
-            for case in aot_cases(package):
-                if sample and not case.sample:
-                    continue
-                name = case.name
+    found: dict[str, Wanted | Binary] = {}
+    with _target(architecture) as device:
+        for case in aot_cases(package):
+            if sample and not case.sample:
+                continue
+            try:
                 with recording(architecture) as launches:
                     case.call()
-                for launch in launches:
-                    binary = _compile(package, case, launch, architecture, seen)
-                    if binary is not None:
-                        binaries.append(binary)
-        except Exception as error:
-            # A launcher that fails must not hide the binaries of the others.
-            why = f"{type(error).__name__}: {error}"
-            binaries.append(Binary(package, name, "launcher", architecture, "", error=why))
-    return binaries
+                keys = [_key(launch, device, architecture) for launch in launches]
+            except Exception as error:
+                # A launcher that fails must not hide the binaries of the others.
+                why = f"{type(error).__name__}: {error}"
+                failed = Binary(package, case.name, "launcher", architecture, "", error=why)
+                found[f"{case.name} failed"] = failed
+                continue
+            for number, (launch, key) in enumerate(zip(launches, keys, strict=True)):
+                options = ", ".join(f"{name}={value}" for name, value in launch.options.items())
+                kernel = launch.kernel.__name__
+                wanted = Wanted(package, case.name, kernel, architecture, options, number, key)
+                found.setdefault(key, wanted)
+    return list(found.values())
+
+
+def _key(launch: Launch, device: str, architecture: str) -> str:
+    import triton
+
+    key = _specialisation(launch, device).key
+    parts = (triton.__version__, architecture, launch.kernel.cache_key, key)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -170,56 +206,70 @@ class Specialisation:
 
 def specialisations(call: Callable[[], object], architecture: str) -> list[Specialisation]:
     """Those of the launches that ``call`` makes on meta tensors."""
-    from triton.runtime.jit import compute_cache_key
-
-    found = []
     with _target(architecture) as device, recording(architecture) as launches:
         call()
-        for launch in launches:
-            *_, binder = launch.kernel.device_caches[device]
-            arguments, types, options = binder(*launch.args, **launch.options)
-            key = f"{launch.kernel.__name__}: {compute_cache_key({}, types, options)}"
-            integers = {
-                name: (value, kind)
-                for (name, value), (kind, *_) in zip(arguments.items(), types, strict=True)
-                if isinstance(value, int) and kind != "constexpr"
-            }
-            found.append(Specialisation(key, integers))
-    return found
+        return [_specialisation(launch, device) for launch in launches]
 
 
-def _compile(
-    package: str, case: AotCase, launch: Launch, architecture: str, seen: set[int]
-) -> Binary | None:
-    """The binary of a launch; ``None`` if an earlier launch needed the same."""
-    facts: dict[str, Any] = {
-        "op": package,
-        "case": case.name,
-        "kernel": launch.kernel.__name__,
-        "architecture": architecture,
-        "options": ", ".join(f"{name}={value}" for name, value in launch.options.items()),
+def _specialisation(launch: Launch, device: str) -> Specialisation:
+    from triton.runtime.jit import compute_cache_key
+
+    *_, binder = launch.kernel.device_caches[device]
+    arguments, types, options = binder(*launch.args, **launch.options)
+    integers = {
+        name: (value, kind)
+        for (name, value), (kind, *_) in zip(arguments.items(), types, strict=True)
+        if isinstance(value, int) and kind != "constexpr"
     }
-    log = io.StringIO()
+    key = f"{launch.kernel.__name__}: {compute_cache_key({}, types, options)}"
+    return Specialisation(key, integers)
+
+
+def binaries_of(call: Callable[[], object], architecture: str, kernel: str) -> Iterator[Binary]:
+    """Those of one kernel that ``call`` would launch on meta tensors, as they are compiled."""
+    with _target(architecture) as device:
+        with recording(architecture) as launches:
+            call()
+        chosen = (launch for launch in launches if launch.kernel.__name__ == kernel)
+        for launch in {_key(launch, device, architecture): launch for launch in chosen}.values():
+            yield _binary(("", "", kernel, architecture, ""), launch, device)
+
+
+def assembly(call: Callable[[], object], architecture: str) -> list[str]:
+    """PTX, or AMD's assembly, of the launches that ``call`` makes on meta tensors."""
+    texts = []
+    with _target(architecture), recording(architecture) as launches:
+        call()
+        for launch in launches:
+            with contextlib.redirect_stdout(io.StringIO()):
+                made = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
+            texts.append(made.asm["amdgcn" if "amdgcn" in made.asm else "ptx"])
+    return texts
+
+
+def _binary(facts: tuple[str, str, str, str, str], launch: Launch, device: str) -> Binary:
+    """Of a launch; ``facts`` are the first fields."""
     try:
-        with contextlib.redirect_stdout(log):
-            compiled = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
+        return Binary(*facts, **_compiled_resources(launch))
     except Exception as error:
-        return Binary(**facts, error=f"{type(error).__name__}: {error}")
-    # The same binary is the same object: the kernel keeps it under its specialisation.
-    if id(compiled) in seen:
-        return None
-    seen.add(id(compiled))
+        return Binary(*facts, error=f"{type(error).__name__}: {error}")
+    finally:
+        # The kernel would keep every binary it was ever compiled to.
+        launch.kernel.device_caches.pop(device, None)
+
+
+def _compiled_resources(launch: Launch) -> dict[str, Any]:
+    """Compile a launch and tell what its binary asks of the hardware, as in ``Binary``."""
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        compiled = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
     metadata = compiled.metadata
-    resources: dict[str, Any] = (
-        _amd(compiled) if "amdgcn" in compiled.asm else _nvidia(log.getvalue())
-    )
-    return Binary(
-        **facts,
-        **resources,
-        warps=metadata.num_warps,
-        shared=metadata.shared,
-        tensor_columns=getattr(metadata, "tmem_size", 0) or 0,
-    )
+    return {
+        **(_amd(compiled) if "amdgcn" in compiled.asm else _nvidia(log.getvalue())),
+        "warps": metadata.num_warps,
+        "shared": metadata.shared,
+        "tensor_columns": getattr(metadata, "tmem_size", 0) or 0,
+    }
 
 
 def _nvidia(log: str) -> dict[str, int]:

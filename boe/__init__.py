@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from boe import attention
     from boe.canvas import Canvas
     from boe.decoding import Account, Generation, Item, generate
-    from boe.denoisers import Denoiser, UnsupportedModel
+    from boe.denoisers import Denoiser, DiTDenoiser, InterceptedDenoiser, UnsupportedModel
+    from boe.denoisers.compiled import CompiledDenoiser
     from boe.denoisers.loading import LoadedModel, load_model
     from boe.denoisers.transformers_model import TransformersDenoiser
     from boe.samplers import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         sampler_from,
         spec_of,
     )
+    from boe.text import Draft, Failure, Reply, TextGenerator, TextOptions
 
 __version__ = "0.1.0"
 
@@ -42,7 +44,10 @@ _HOMES = {
     "Canvas": "boe.canvas",
     **dict.fromkeys(("Account", "Generation", "Item", "generate"), "boe.decoding"),
     **dict.fromkeys(("Denoiser", "UnsupportedModel"), "boe.denoisers"),
+    "CompiledDenoiser": "boe.denoisers.compiled",
     **dict.fromkeys(("LoadedModel", "load_model"), "boe.denoisers.loading"),
+    "DiTDenoiser": "boe.denoisers.dit_denoiser",
+    "InterceptedDenoiser": "boe.denoisers.intercepted_model",
     "TransformersDenoiser": "boe.denoisers.transformers_model",
     **dict.fromkeys(
         (
@@ -63,6 +68,7 @@ _HOMES = {
         ),
         "boe.samplers",
     ),
+    **dict.fromkeys(("Draft", "Failure", "Reply", "TextGenerator", "TextOptions"), "boe.text"),
 }
 
 __all__ = [
@@ -70,18 +76,26 @@ __all__ = [
     "BackgroundFrequencies",
     "BoE",
     "Canvas",
+    "CompiledDenoiser",
     "Confidence",
     "Cosine",
     "Denoiser",
+    "DiTDenoiser",
+    "Draft",
     "Entropy",
+    "Failure",
     "FrontLoaded",
     "Generation",
+    "InterceptedDenoiser",
     "Item",
     "LoadedModel",
     "Margin",
     "Random",
+    "Reply",
     "Sampler",
     "Strategy",
+    "TextGenerator",
+    "TextOptions",
     "Tokens",
     "TokensPerStep",
     "TransformersDenoiser",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,8 @@ def _plain_attention(model: nn.Module) -> Iterator[None]:
     if choose is None:
         yield
         return
-    before = model.config._attn_implementation
+    config: Any = model.config
+    before = config._attn_implementation
     choose("eager")
     try:
         yield
@@ -111,23 +113,47 @@ def train(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     maskable: Tensor | None = None,
 ) -> None:
+    """Train a denoiser in place by :func:`masked_diffusion_loss`, as :func:`fit` does.
+
+    Args:
+        next_batch: draws int64 (batch_size, L) of clean ids with the given generator.
+        maskable: bool (L,), the positions that may be masked; all by default.
+
+    Raises:
+        ValueError: as :func:`fit`, or ``maskable`` allows no position.
+    """
+    if maskable is not None and not bool(maskable.any()):
+        raise ValueError("maskable must allow at least one position, got none")
+
+    def next_loss(generator: torch.Generator) -> Tensor:
+        ids = next_batch(generator)
+        mask = stratified_mask((ids.shape[0], ids.shape[1]), generator, maskable)
+        return masked_diffusion_loss(model, ids, mask, mask_id)
+
+    fit(model, next_loss, config, output, on_step)
+
+
+def fit(
+    model: nn.Module,
+    next_loss: Callable[[torch.Generator], Tensor],
+    config: TrainConfig,
+    output: Path,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
     """Train ``model`` in place, saving to ``output`` every ``config.save_every`` steps.
 
     A run that was interrupted, by Ctrl-C or otherwise, goes on from its last save and
     ends with the same weights as an undisturbed one (on the same number of threads).
 
     Args:
-        next_batch: draws int64 (batch_size, L) of clean ids with the given generator.
+        next_loss: draws a batch with the given generator and returns its loss, a scalar;
+            called under autocast where ``config.precision`` is "bf16".
         output: directory of the training state.
         on_step: called with the number of finished steps and the last loss.
-        maskable: bool (L,), the positions that may be masked; all by default.
 
     Raises:
-        ValueError: ``output`` holds the state of a run with another configuration, or
-            ``maskable`` allows no position.
+        ValueError: ``output`` holds the state of a run with another configuration.
     """
-    if maskable is not None and not bool(maskable.any()):
-        raise ValueError("maskable must allow at least one position, got none")
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -150,10 +176,8 @@ def train(
             while done < config.steps:
                 for group in optimizer.param_groups:
                     group["lr"] = config.rate_at(done)
-                ids = next_batch(generator)
-                mask = stratified_mask((ids.shape[0], ids.shape[1]), generator, maskable)
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-                    loss = masked_diffusion_loss(model, ids, mask, mask_id)
+                    loss = next_loss(generator)
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
                 optimizer.step()

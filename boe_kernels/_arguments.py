@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boe_kernels._triton import why_not_triton
+
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -58,13 +60,56 @@ def require_constant(op: str, **tensors: Tensor | None) -> None:
             )
 
 
-def require_true(condition: Tensor, error: type[Exception], message: str) -> None:
-    """Raise ``error(message)`` unless ``condition`` holds; asynchronously on a GPU."""
-    if condition.device.type == "cpu":
-        if not bool(condition):
-            raise error(message)
-    else:
-        torch._assert_async(condition, message)
+def require_indices(
+    name: str,
+    indices: Tensor,
+    members: str,
+    end: tuple[str, int],
+    *,
+    padded: bool = False,
+    once: str | None = None,
+) -> None:
+    """Check the values of int64 (A,) or (B, A).
+
+    Where a GPU runs Triton this is one launch.
+
+    Args:
+        members: what the indices name, in the plural.
+        end: how the first number that is too high is called, and the number.
+        padded: −1 may stand for no index, any number of times.
+        once: what none may do, if indices must not repeat: "name a row twice".
+
+    Raises:
+        IndexError: a value outside [0, end). ValueError: a value given twice. On a GPU a device
+        assertion says the same, without the values.
+    """
+    if indices.numel() == 0:
+        return
+    lowest = -1 if padded else 0
+    letter, bound = end
+    padding = ", or -1 for padding" if padded else ""
+    repeated_message = None if once is None else f"{name} must not {once}"
+    if indices.device.type == "cuda" and why_not_triton(indices.device, indices.dtype) is None:
+        from boe_kernels._triton_index_check import check_indices
+
+        range_message = f"{name} must hold {members} in [0, {letter}){padding}"
+        check_indices(indices, lowest, bound, range_message, repeated_message)
+        return
+    on_cpu = indices.device.type == "cpu"
+    range_message = f"{name} must hold {members} in [0, {bound}){padding}"
+    within = ((indices >= lowest) & (indices < bound)).all()
+    if not on_cpu:
+        torch._assert_async(within, range_message)
+    elif not bool(within):
+        values = f"values from {int(indices.min())} to {int(indices.max())}"
+        raise IndexError(f"{range_message}, got {values}")
+    if repeated_message is not None:
+        ordered = indices.sort(dim=-1).values
+        repeated = ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()
+        if not on_cpu:
+            torch._assert_async(~repeated, repeated_message)
+        elif bool(repeated):
+            raise ValueError(repeated_message)
 
 
 def check_band(window: int | None, block_size: int | None) -> None:

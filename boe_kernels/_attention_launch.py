@@ -87,8 +87,7 @@ def tiles_for(kernel: str, q: Tensor, hidden: bool) -> tuple[Tile, ...]:
             f"the Triton kernels take head dimensions up to {HEAD_DIMS[-1]}, got {q.shape[-1]}; "
             "use backend='library'"
         )
-    key = tile_key(q.dtype, q.shape[-1], hidden)
-    return table[key] if key in table else table[tile_key(q.dtype, q.shape[-1], False)]
+    return table[tile_key(q.dtype, q.shape[-1], hidden)]
 
 
 def programs_wanted(q: Tensor, tile: Tile) -> int:

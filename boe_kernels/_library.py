@@ -117,7 +117,7 @@ def _unobserved(args: tuple[Any, ...]) -> bool:
         torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and torch._C._get_tracing_state() is None
-        and not torch.autograd._profiler_enabled()
+        and not torch._C._autograd._profiler_enabled()
         and forward_ad._current_level < 0
         and all(
             type(arg) in (torch.Tensor, torch.nn.Parameter) and not arg.is_meta

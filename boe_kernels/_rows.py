@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boe_kernels._arguments import require_same_device, require_tensor, require_true
+from boe_kernels._arguments import require_indices, require_same_device, require_tensor
 
 
 def check_rows(
@@ -40,34 +40,23 @@ def check_rows(
         raise ValueError(
             f"{name} must have shape (A,) or (B, A) with B = {batch}, got {tuple(rows.shape)}"
         )
+    # Of a DTensor each rank checks the rows that it holds.
+    rows = rows.to_local() if hasattr(rows, "to_local") else rows
     # The value checks are left out of compiled graphs, where A − 1 would be a size of its own.
     if torch.compiler.is_compiling() or rows.numel() == 0:
         return
-    lowest = 0 if shared else -1
-    if (
-        rows.device.type == "cpu"
-        and rows.numel() <= _FEW
-        and _is_plainly_valid(rows, lowest, length)
-    ):
+    if rows.device.type == "cpu" and rows.numel() <= _FEW and _is_plainly_valid(rows, length):
         return
-    require_true(
-        ((rows >= lowest) & (rows < length)).all(),
-        IndexError,
-        f"{name} must hold rows in [0, {length})"
-        + ("" if shared else ", or -1 for padding")
-        + (f", got {_extremes(rows)}" if rows.device.type == "cpu" else ""),
-    )
-    ordered = rows.sort(dim=-1).values
-    repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
-    require_true(~repeated.any(), ValueError, f"{name} must not name a row twice")
+    require_indices(name, rows, "rows", ("L", length), padded=not shared, once="name a row twice")
 
 
 # Up to this many rows Python is quicker than PyTorch's sort and comparisons.
 _FEW = 512
 
 
-def _is_plainly_valid(rows: Tensor, lowest: int, length: int) -> bool:
+def _is_plainly_valid(rows: Tensor, length: int) -> bool:
     """Whether the quick check passes; if not, the full one finds out what is wrong."""
+    lowest = 0 if rows.dim() == 1 else -1
     for members in rows.view(-1, rows.shape[-1]).tolist():
         named = set(members)
         padding = members.count(-1) if lowest < 0 else 0
@@ -76,10 +65,6 @@ def _is_plainly_valid(rows: Tensor, lowest: int, length: int) -> bool:
         if min(named) < lowest or max(named) >= length:
             return False
     return True
-
-
-def _extremes(rows: Tensor) -> str:
-    return f"values from {int(rows.min())} to {int(rows.max())}"
 
 
 def pad_rows(rows: Tensor) -> Tensor:

@@ -157,7 +157,8 @@ def known_architecture(name: str) -> str:
     """``name``, or the one of ``ARCHITECTURES`` whose parameters serve it; logs the latter.
 
     Within the generation of a known NVIDIA part its parameters are used; any other gets
-    those of sm_80, which ask for the least, and any other AMD part those of gfx942.
+    those of sm_80, which make do with 99 KB of shared memory, as much as every such part has,
+    and any other AMD part those of gfx942.
     """
     if name in ARCHITECTURES:
         return name

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from published_references import dit_logits, dream_logits, llada_logits
+from published_references import (
+    dit_logits,
+    dream_logits,
+    llada2_logits,
+    llada2_routing,
+    llada_logits,
+    sdar_logits,
+    sdar_routing,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -83,6 +91,27 @@ MDLM = {
     "dropout": 0.1,
     "time_conditioning": False,
 }
+BD3LM = {
+    "model_type": "bd3lm",
+    "architectures": ["BD3LM"],
+    "auto_map": {"AutoModelForMaskedLM": "modeling_bd3lm.BD3LM"},
+    "block_size": 8,
+    "vocab_size": 41,
+    "model_length": 40,
+    "cross_attn": True,
+    "adaln": True,
+    "attn_backend": "flex",
+    "causal": False,
+    "hidden_dim": 32,
+    "cond_dim": 16,
+    "n_blocks": 3,
+    "n_heads": 4,
+    "dropout": 0.1,
+    "time_conditioning": False,
+    "var_min": True,
+    "sampling_eps_min": 1e-3,
+    "sampling_eps_max": 0.999,
+}
 SEDD = {
     "ngpus": 8,
     "tokens": 40,
@@ -100,7 +129,93 @@ SEDD = {
         "dropout": 0.1,
     },
 }
-CONFIGS = {"llada": LLADA, "dream": DREAM, "mdlm": MDLM, "sedd": SEDD}
+LLADA2 = {
+    "model_type": "llada2_moe",
+    "architectures": ["LLaDA2MoeModelLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_llada2_moe.LLaDA2MoeModelLM"},
+    "vocab_size": 44,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "hidden_act": "silu",
+    "use_bias": False,
+    "use_qkv_bias": False,
+    "use_qk_norm": True,
+    "use_rmsnorm": True,
+    "norm_head": False,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 40,
+    "rope_theta": 600000.0,
+    "rope_scaling": None,
+    "partial_rotary_factor": 0.5,
+    "rotary_dim": 6,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "num_experts": 8,
+    "num_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+    "norm_topk_prob": True,
+    "score_function": "sigmoid",
+    "router_dtype": "fp32",
+    "moe_router_enable_expert_bias": True,
+    "tie_word_embeddings": False,
+    "pad_token_id": 38,
+    "mask_token_id": 40,
+    "block_size": 8,
+}
+SDAR = {
+    "model_type": "sdar",
+    "architectures": ["SDARForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM"},
+    "attention_bias": False,
+    "vocab_size": 44,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "hidden_act": "silu",
+    "max_position_embeddings": 40,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "rope_scaling": None,
+    "use_sliding_window": False,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "eos_token_id": 38,
+    "mask_token_id": 40,
+}
+SDAR_MOE = {
+    **SDAR,
+    "model_type": "sdar_moe",
+    "architectures": ["SDARMoeForCausalLM"],
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+CONFIGS = {
+    "llada": LLADA,
+    "dream": DREAM,
+    "llada2": LLADA2,
+    "sdar": SDAR,
+    "sdar_moe": SDAR_MOE,
+    "mdlm": MDLM,
+    "bd3lm": BD3LM,
+    "sedd": SEDD,
+}
+BLOCK_LENGTHS = {"llada2": 8, "sdar": 4, "sdar_moe": 4, "bd3lm": 8}
 MODELS = tuple(CONFIGS)
 MASK = 40
 WORDS = 38
@@ -141,7 +256,9 @@ def published_shapes(config: dict) -> dict[str, tuple[int, ...]]:
             shapes[f"{b}.mlp.down_proj.weight"] = (d, f)
         shapes["lm_head.weight"] = (v, d)
         return shapes
-    if kind == "mdlm":
+    if kind in ("llada2_moe", "sdar", "sdar_moe"):
+        return _block_causal_shapes(config)
+    if kind in ("mdlm", "bd3lm"):
         d, c, blocks, v = (config[k] for k in ("hidden_dim", "cond_dim", "n_blocks", "vocab_size"))
         heads, prefix = config["n_heads"], "backbone."
     else:
@@ -172,6 +289,48 @@ def published_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     return {f"{prefix}{name}": shape for name, shape in shapes.items()}
 
 
+def _block_causal_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    d, v, width = config["hidden_size"], config["vocab_size"], config["head_dim"]
+    queries = width * config["num_attention_heads"]
+    keys = width * config["num_key_value_heads"]
+    own_names = config["model_type"] == "llada2_moe"
+    embeddings = "word_embeddings" if own_names else "embed_tokens"
+    shapes = {f"model.{embeddings}.weight": (v, d), "model.norm.weight": (d,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (v, d)
+
+    def swiglu(place: str, inner: int) -> dict[str, tuple[int, ...]]:
+        into = {f"{place}.{part}_proj.weight": (inner, d) for part in ("gate", "up")}
+        return into | {f"{place}.down_proj.weight": (d, inner)}
+
+    for layer in range(config["num_hidden_layers"]):
+        b = f"model.layers.{layer}"
+        shapes |= {f"{b}.input_layernorm.weight": (d,)}
+        shapes |= {f"{b}.post_attention_layernorm.weight": (d,)}
+        if own_names:
+            shapes[f"{b}.attention.query_key_value.weight"] = (queries + 2 * keys, d)
+            shapes[f"{b}.attention.dense.weight"] = (d, queries)
+            shapes[f"{b}.attention.query_layernorm.weight"] = (width,)
+            shapes[f"{b}.attention.key_layernorm.weight"] = (width,)
+        else:
+            for part, rows in (("q", queries), ("k", keys), ("v", keys)):
+                shapes[f"{b}.self_attn.{part}_proj.weight"] = (rows, d)
+            shapes[f"{b}.self_attn.o_proj.weight"] = (d, queries)
+            shapes[f"{b}.self_attn.q_norm.weight"] = (width,)
+            shapes[f"{b}.self_attn.k_norm.weight"] = (width,)
+        if "num_experts" not in config or layer < config.get("first_k_dense_replace", 0):
+            shapes |= swiglu(f"{b}.mlp", config["intermediate_size"])
+            continue
+        inner = config["moe_intermediate_size"]
+        shapes[f"{b}.mlp.gate.weight"] = (config["num_experts"], d)
+        for expert in range(config["num_experts"]):
+            shapes |= swiglu(f"{b}.mlp.experts.{expert}", inner)
+        if own_names:
+            shapes[f"{b}.mlp.gate.expert_bias"] = (config["num_experts"],)
+            shapes |= swiglu(f"{b}.mlp.shared_experts", inner * config["num_shared_experts"])
+    return shapes
+
+
 def random_state(config: dict, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict:
     """Tensors by published name; matrices large enough to matter, scales around one."""
     generator = torch.Generator().manual_seed(seed)
@@ -181,6 +340,9 @@ def random_state(config: dict, dtype: torch.dtype = torch.float64, seed: int = 0
         if name.endswith("inv_freq"):
             width = 2 * shape[0]
             state[name] = 1.0 / 10_000 ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+            continue
+        if name.endswith("expert_bias"):
+            state[name] = (0.1 * noise).float()
             continue
         is_scale = "norm" in name or "ln_f" in name
         state[name] = (1 + 0.2 * noise if is_scale else 0.25 * noise).to(dtype)
@@ -217,11 +379,31 @@ class ExactNorm(nn.Module):
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
-def exact_norms(model: nn.Module) -> None:
+class ExactRouter(nn.Module):
+    """Routing in the input's own precision, where transformers' is float32."""
+
+    def __init__(self, router: nn.Module, config: dict) -> None:
+        super().__init__()
+        self.config = config
+        self.state = {"own.gate.weight": router.weight}
+        if config["model_type"] == "llada2_moe":
+            self.state["own.gate.expert_bias"] = router.e_score_correction_bias
+
+    def forward(self, h: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        route = llada2_routing if "n_group" in self.config else sdar_routing
+        weights = route(h.flatten(0, -2), self.state, "own", self.config)
+        chosen = weights.topk(self.config["num_experts_per_tok"], dim=-1)
+        return None, chosen.values, chosen.indices
+
+
+def make_exact(model: nn.Module, config: dict) -> None:
+    """Replace what transformers computes in float32 whatever the dtype of the weights."""
     for name, module in list(model.named_modules()):
+        owner, _, leaf = name.rpartition(".")
         if type(module).__name__.endswith("RMSNorm"):
-            owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, ExactNorm(module))
+        elif type(module).__name__.lower().endswith("topkrouter"):
+            setattr(model.get_submodule(owner), leaf, ExactRouter(module, config))
 
 
 @dataclass
@@ -239,6 +421,7 @@ class Published:
     @property
     def table(self) -> Tensor:
         names = ("model.transformer.wte.weight", "model.embed_tokens.weight")
+        names += ("model.word_embeddings.weight",)
         names += ("backbone.vocab_embed.embedding", "vocab_embed.embedding")
         return next(self.state[name] for name in names if name in self.state)
 
@@ -252,11 +435,16 @@ class Published:
         """(B, L, V) of the reference, −∞ at the mask; row j as the network gives it."""
         if self.name == "llada":
             z = llada_logits(self.state, self.config, embeds, valid, keep)
+        elif self.name == "llada2":
+            z = llada2_logits(self.state, self.config, embeds, valid, keep)
+        elif self.name in ("sdar", "sdar_moe"):
+            z = sdar_logits(self.state, self.config, embeds, valid, keep)
         elif self.name == "dream":
             z = dream_logits(self.state, self.config, embeds, valid, keep)
         else:
             sigma = torch.zeros(len(embeds)) if sigma is None else sigma
-            z = dit_logits(self.state, 4, embeds, sigma, valid, keep)
+            blocks = self.config.get("block_size")
+            z = dit_logits(self.state, 4, embeds, sigma, valid, keep, blocks)
         return z.index_fill(-1, torch.tensor([MASK]), -torch.inf)
 
 
@@ -268,5 +456,5 @@ def load_published(name: str, folder: Path, **changes: object) -> Published:
     blueprint = blueprint_of(checkpoint.config)
     assert blueprint is not None
     denoiser = build_published(checkpoint, blueprint, MASK)
-    exact_norms(denoiser.model)
+    make_exact(denoiser.model, config)
     return Published(name, config, state, denoiser)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import boe
+import boe.denoisers
 
 
 def test_importing_boe_imports_neither_torch_nor_anything_large() -> None:
@@ -38,6 +39,27 @@ def test_every_public_name_can_be_reached_and_is_listed(name: str) -> None:
     assert name in dir(boe)
 
 
+@pytest.mark.parametrize("name", boe.denoisers.__all__)
+def test_every_public_name_of_the_denoisers_can_be_reached_and_is_listed(name: str) -> None:
+    assert getattr(boe.denoisers, name) is not None
+    assert name in dir(boe.denoisers)
+
+
+def test_the_models_own_classes_are_imported_with_the_denoiser_that_needs_them() -> None:
+    program = (
+        "import sys, boe.denoisers\n"
+        "print('transformers' in sys.modules, 'boe.denoisers.dit' in sys.modules)\n"
+        "boe.denoisers.DiTDenoiser\n"
+        "print('transformers' in sys.modules, 'boe.denoisers.dit' in sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["False", "False", "False", "True"]
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"module 'boe\.denoisers' has no attribute 'nothing'"):
+        boe.denoisers.nothing  # noqa: B018
     with pytest.raises(AttributeError, match="module 'boe' has no attribute 'nothing'"):
         boe.nothing  # noqa: B018

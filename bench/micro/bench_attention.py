@@ -1,4 +1,4 @@
-"""ActiveQueryAttention and active-row attention on a CPU."""
+"""ActiveQueryAttention, active-row attention and the attention mass on a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench import attention
 from bench.attention_providers import TIMED
 from bench.gathered_attention import gathered_aten
 from bench.gpu.replay import merged
-from boe_kernels import active_row_attention
+from boe_kernels import active_row_attention, attention_mass
 
 Compete = Callable[..., None]
 
@@ -76,3 +76,29 @@ def bench_active_row_attention(
     shape = {"H": heads[0], "Hkv": heads[1], "d": width, "L": length, "A": active}
     calls = {name: partial(run, name) for name in functions}
     compete("active_row_attention", mode, shape, calls, provider)
+
+
+@pytest.mark.parametrize("provider", ["ours", "softmax", "reference"])
+@pytest.mark.parametrize("rows", [16, 128])
+def bench_attention_mass(rows: int, provider: str, toy: bool, compete: Compete) -> None:
+    heads, width, length = (8, 2), 64, 48 if toy else 512
+    rows = rows // 16 if toy else rows
+    random = torch.Generator().manual_seed(0)
+    q_rows = torch.randn(1, heads[0], rows, width, generator=random)
+    k = torch.randn(1, heads[1], length, width, generator=random)
+    of_heads = k.repeat_interleave(heads[0] // heads[1], dim=1).transpose(-2, -1)
+    scale = width**-0.5
+    lse = (q_rows @ of_heads * scale).logsumexp(dim=-1)
+
+    def softmax() -> torch.Tensor:
+        # Without the log-sum-exps of a forward: scores, their softmax, and its sum.
+        keys = k.repeat_interleave(heads[0] // heads[1], dim=1).transpose(-2, -1)
+        return (q_rows @ keys * scale).softmax(dim=-1).sum(dim=(1, 2))
+
+    calls: dict[str, Callable[[], object]] = {
+        "ours": partial(attention_mass, q_rows, k, lse),
+        "reference": partial(attention_mass, q_rows, k, lse, backend="reference"),
+        "softmax": softmax,
+    }
+    shape = {"H": heads[0], "Hkv": heads[1], "d": width, "L": length, "S": rows}
+    compete("attention_mass", "forward", shape, calls, provider)

@@ -1,7 +1,8 @@
-"""The vocabulary ops on a CPU."""
+"""The vocabulary ops, soft writes and the scores made of them, on a CPU."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,14 @@ import torch
 from torch.nn.functional import linear
 
 from bench import entropy
-from boe_kernels import entropy_stats, frozen_linear, inject_soft_embeddings, linear_entropy
+from boe_kernels import (
+    entropy_stats,
+    frozen_linear,
+    inject_soft_embeddings,
+    linear_entropy,
+    sample_tokens,
+    tis_scores,
+)
 
 Compete = Callable[..., None]
 
@@ -63,6 +71,29 @@ def bench_linear_entropy(mode: str, provider: str, toy: bool, compete: Compete) 
     compete("linear_entropy", mode, shape, calls, provider)
 
 
+@pytest.mark.parametrize("provider", ["ours", "multinomial", "reference"])
+@pytest.mark.parametrize("rows", [16, 64])
+def bench_sample_tokens(rows: int, provider: str, toy: bool, compete: Compete) -> None:
+    shape = {"N": rows // 8, "V": 501} if toy else {"N": rows, "V": 30_522}
+    logits, seeds = 3 * drawn(*shape.values()), torch.arange(shape["N"])
+
+    def draw(backend: str) -> tuple[torch.Tensor, ...]:
+        sample = sample_tokens(logits, seeds, backend=backend)
+        return sample.stats.entropy, sample.token
+
+    def multinomial() -> tuple[torch.Tensor, ...]:
+        # Its tokens are others: they are drawn, not returned.
+        torch.multinomial(logits.softmax(dim=-1), 1)
+        return (entropy.eager(logits)[0],)
+
+    calls: dict[str, Callable[[], object]] = {
+        "ours": partial(draw, "auto"),
+        "reference": partial(draw, "reference"),
+        "multinomial": multinomial,
+    }
+    compete("sample_tokens", "forward", shape, calls, provider)
+
+
 @pytest.mark.parametrize("provider", ["ours", "library"])
 @pytest.mark.parametrize("top_k", [None, 64])
 def bench_inject_soft_embeddings(
@@ -99,3 +130,44 @@ def bench_frozen_linear(rows: int, mode: str, provider: str, toy: bool, compete:
 
     calls = {"ours": partial(run, frozen_linear), "torch": partial(run, linear)}
     compete("frozen_linear", mode, shape, calls, provider)
+
+
+@pytest.mark.parametrize("provider", ["ours", "eager", "reference"])
+@pytest.mark.parametrize("batch", [1, 8])
+def bench_tis_scores(batch: int, provider: str, toy: bool, compete: Compete) -> None:
+    shape = {"B": batch, "C": 4, "D": 16} if toy else {"B": batch, "C": 64, "D": 768}
+    batch, count, _ = shape.values()
+    gradient, delta = drawn(*shape.values()), drawn(*shape.values(), seed=1)
+    entropies = 8 * torch.rand(batch, 2 * count, generator=torch.Generator().manual_seed(2))
+    candidates, remaining = torch.arange(count).expand(batch, -1), torch.full((batch,), 0.5)
+
+    def score(backend: str) -> torch.Tensor:
+        scores = tis_scores(
+            gradient,
+            delta,
+            entropies,
+            candidates,
+            remaining,
+            vocabulary=30_522,
+            gate="positive",
+            penalty=0.3,
+            floor=4.0,
+            normalise="zscore",
+            backend=backend,
+        )
+        return scores.score.gather(1, candidates)
+
+    def eager() -> torch.Tensor:
+        influence = -(gradient * delta).sum(dim=-1)
+        deviation, mean = torch.std_mean(influence, dim=1, correction=0, keepdim=True)
+        value, h = (influence - mean) / deviation, entropies.gather(1, candidates)
+        gate = (1 - h / math.log(30_522)).clamp(0, 1)
+        shortfall = (4.0 * remaining.unsqueeze(1) - h).clamp_min(0)
+        return torch.where(value > 0, value * gate, value) - 0.3 * shortfall.square()
+
+    calls: dict[str, Callable[[], object]] = {
+        "ours": partial(score, "auto"),
+        "reference": partial(score, "reference"),
+        "eager": eager,
+    }
+    compete("tis_scores", "forward", shape, calls, provider)

@@ -15,7 +15,7 @@ from boe.cli.output import (
     silence_transformers,
 )
 from boe.cli.plans import AblatePlan
-from boe.cli.running import RECORDS, prepare_directory, run_visibly, task_named
+from boe.cli.running import RECORDS, StudyRunner, prepare_directory, run_visibly, task_named
 from boe.evaluate.ablation import Ablation, ablation_of, study_of, tried_out, variants_of
 from boe.evaluate.comparison import analyse
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
@@ -24,9 +24,17 @@ from boe.evaluate.tables import p_text, points_between
 
 
 def run_ablation(
-    plan: AblatePlan, json_path: Path | None, plot_path: Path | None, output: Path | None
+    plan: AblatePlan,
+    json_path: Path | None,
+    plot_path: Path | None,
+    output: Path | None,
+    run_by: StudyRunner = run_visibly,
 ) -> Ablation:
-    """Run, show and store; after Ctrl-C the result is partial and stored all the same."""
+    """Run, show and store; after Ctrl-C the result is partial and stored all the same.
+
+    Args:
+        run_by: decodes what is missing.
+    """
     task = task_named(plan.study.task, plan.study.difficulty)
     variants = variants_of(plan.base, plan.axes)
     check_json_path(json_path)
@@ -44,7 +52,7 @@ def run_ablation(
         setting = plan.study.groups[0].settings[0]
         variants = tried_out(variants, task.denoiser(), first, setting)
     study = study_of(plan.base, variants, plan.study)
-    run = run_visibly(study, task, console, None if output is None else output / RECORDS)
+    run = run_by(study, task, console, None if output is None else output / RECORDS)
     ablation = ablation_of(plan.base, plan.axes, variants, analyse(run))
     show_ablation(console, ablation)
     emit_json(json_path, ablation.as_json())

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from boe.cli import evidence
 from boe.cli.evidence import DEMO_SAMPLERS
-from boe.cli.options import Count, Difficulty, Json, Seed, Threads, use_threads
+from boe.cli.options import (
+    SHARDED,
+    Count,
+    Difficulty,
+    Executor,
+    ExecutorOption,
+    Json,
+    Node,
+    Seed,
+    Threads,
+    Workers,
+    use_threads,
+)
+
+if TYPE_CHECKING:
+    from boe.decoding.prefix import PrefixKV
 
 app = typer.Typer(
     name="boe",
@@ -83,8 +98,11 @@ def solve(
 def generate(
     model: Annotated[str, typer.Option(help="Directory or Hub id of a masked language model.")],
     prompt: Annotated[
-        str, typer.Option(help="Text; the model's mask token marks places to fill in.")
-    ],
+        str | None,
+        typer.Option(
+            help="Text, - for standard input; the model's mask token marks places to fill in."
+        ),
+    ] = None,
     length: Annotated[int, typer.Option(min=0, help="Masks appended after the prompt.")] = 0,
     sampler: SamplerSpec = "boe",
     steps: Annotated[
@@ -98,6 +116,10 @@ def generate(
     guidance: Annotated[
         float, typer.Option(min=0.0, help="Weight of classifier-free guidance.")
     ] = 0.0,
+    prefix_kv: Annotated[
+        str,
+        typer.Option(help="Keys and values of frozen tokens: recompute, exact or approximate."),
+    ] = "recompute",
     stop: Annotated[
         list[str] | None, typer.Option(help="End once written up to this; may be repeated.")
     ] = None,
@@ -113,11 +135,42 @@ def generate(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16, float64, or auto: the checkpoint's.")
     ] = "auto",
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="The prompt is a user's message; show the answer alone."),
+    ] = False,
+    mask_id: Annotated[int | None, typer.Option(min=0, help="Where nothing names it.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Directory or Hub id, where the checkpoint has none.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights of a source you trust.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the checkpoint's own Python code.")
+    ] = False,
+    prompts: Annotated[
+        Path | None, typer.Option("--input", help="JSONL file of many prompts.", **SHARDED)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Directory of their answers; resumes what is there.", **SHARDED),
+    ] = None,
+    shards: Annotated[int, typer.Option(min=1, help="Parts of the work.", **SHARDED)] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts decoded together.", **SHARDED)] = 1,
+    workers: Workers = None,
+    node: Node = "0/1",
+    executor: Executor = "local",
+    executor_option: ExecutorOption = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try prompts that failed again.", **SHARDED)
+    ] = False,
     threads: Threads = None,
     json: Json = None,
 ) -> None:
     """Fill in masks with any supported masked language model."""
-    from boe.cli.generating import DecodingOptions, run_generate
+    from boe.cli.generating import run_generate
+    from boe.prompting import DecodingOptions
 
     use_threads(threads)
     options = DecodingOptions(
@@ -127,18 +180,60 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         guidance=guidance,
+        prefix_kv=cast("PrefixKV", prefix_kv),
         stop=tuple(stop or ()),
         suppress=tuple(suppress or ()),
         delay=tuple(delay or ()),
         seed=seed,
     )
-    run_generate(model, prompt, length, options, device, dtype, json)
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("give --prompt, or --input with --output")
+    if prompts is None:
+        assert prompt is not None
+        run_generate(
+            model,
+            prompt,
+            length,
+            options,
+            device,
+            dtype,
+            json,
+            chat=chat,
+            mask_id=mask_id,
+            tokenizer=tokenizer,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+        return
+    if chat:
+        raise typer.BadParameter("--chat goes with --prompt: lines of --input say it themselves")
+    if output is None:
+        raise typer.BadParameter("--input needs --output, a directory")
+    from dataclasses import asdict
+
+    from boe.cli.sharding import Sharding, run_sharded_generation
+    from boe.scaling.job import ModelSource
+    from boe.text import TextOptions
+
+    source = str(Path(model).resolve()) if Path(model).is_dir() else model
+    complete = run_sharded_generation(
+        ModelSource(source, dtype, device, mask_id, tokenizer, allow_pickle, trust_remote_code),
+        prompts,
+        output,
+        TextOptions(**asdict(options), batch_size=batch),
+        {"shards": shards, "length": length},
+        Sharding(workers, node, executor, tuple(executor_option or ()), retry_failed, threads),
+        json,
+    )
+    if not complete:
+        raise typer.Exit(1)
 
 
 @app.command()
 def train(
     task: Annotated[
-        str, typer.Argument(help="sudoku, sudoku4, sudoku4-scattered, countdown, arithmetic.")
+        str,
+        typer.Argument(help="sudoku, sudoku4, sudoku4-scattered, countdown, arithmetic, prose."),
     ],
     output: Annotated[Path, typer.Option(help="Directory of the checkpoint and model card.")],
     steps: Annotated[int | None, typer.Option(min=1, help="By default the task's own.")] = None,
@@ -149,6 +244,9 @@ def train(
     evaluate: Annotated[
         int, typer.Option(min=1, help="Items per difficulty for the model card.")
     ] = 200,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Of the task prose: the archive that its page names.")
+    ] = None,
     threads: Threads = None,
     json: Json = None,
 ) -> None:
@@ -156,7 +254,9 @@ def train(
     from boe.cli.training import run_train
 
     use_threads(threads)
-    run_train(task, output, steps, batch_size, learning_rate, precision, seed, evaluate, json)
+    run_train(
+        *(task, output, steps, batch_size, learning_rate, precision, seed, evaluate, json), corpus
+    )
 
 
 @app.command()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from boe.cli.output import check_json_path, check_parent, console_for, emit_json
-from boe.cli.running import RECORDS, prepare_directory, run_visibly, task_named
+from boe.cli.running import RECORDS, StudyRunner, prepare_directory, run_visibly, task_named
 from boe.evaluate.comparison import Comparison, analyse, curve_name
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
 from boe.evaluate.results import write_comparison
 from boe.evaluate.study import Study
-from boe.evaluate.tables import p_text, points
+from boe.evaluate.tables import p_text, points, text_table
+from boe.evaluate.text_quality import require_mauve, text_results
+from boe.tasks import ProseTask
 
 
 def run_comparison(
@@ -22,12 +25,16 @@ def run_comparison(
     plot_path: Path | None,
     output: Path | None = None,
     reference: str | None = None,
+    mauve: bool = True,
+    run_by: StudyRunner = run_visibly,
 ) -> Comparison:
     """Run, show and store a comparison; after Ctrl-C it is partial and stored all the same.
 
     Args:
         output: a directory for everything, from whose records a run is resumed.
         reference: the curve whose costs the others are read off at.
+        mauve: whether a task that writes prose is measured by it too.
+        run_by: decodes what is missing.
     """
     task = task_named(study.task, study.difficulty)
     curves = [curve_name(cell.curve, cell.setting) for cell in study.cells()]
@@ -41,11 +48,22 @@ def run_comparison(
         check_figure_path(plot_path)
     if plot_path is not None or output is not None:
         require_matplotlib()
+    if isinstance(task, ProseTask) and mauve:
+        require_mauve()
     if output is not None:
         prepare_directory(output)
     console = console_for(json_path)
-    run = run_visibly(study, task, console, None if output is None else output / RECORDS)
+    run = run_by(study, task, console, None if output is None else output / RECORDS)
     comparison = analyse(run, reference)
+    if isinstance(task, ProseTask) and run.records:
+        with console.status("measuring texts"):
+            other = "validation" if study.split == "test" else "test"
+            text = text_results(
+                *(run.records, task.scorer(), task.references(study.split)),
+                others=task.references(other),  # type: ignore[arg-type]
+                mauve=mauve,
+            )
+        comparison = replace(comparison, text=text)
     if comparison.records:
         show_comparison(console, comparison)
     emit_json(json_path, comparison.as_json())
@@ -95,6 +113,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
             style="bold" if summary.accuracy == best[summary.setting] else "",
         )
     console.print(table)
+    _show_text(console, comparison)
     _show_pairs(console, comparison)
     _show_equal_cost(console, comparison)
     where = comparison.environment
@@ -111,6 +130,18 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
 def _order(comparison: Comparison, setting: object) -> int:
     settings = [summary.setting for summary in comparison.summaries]
     return settings.index(setting)  # type: ignore[arg-type]
+
+
+def _show_text(console: Console, comparison: Comparison) -> None:
+    if comparison.text is None:
+        return
+    content = text_table(comparison.text)
+    table = Table(title="what was written")
+    for place, column in enumerate(content.columns):
+        table.add_column(column, justify="left" if place < content.labels else "right")
+    for row in content.rows:
+        table.add_row(*(cell.strip("`") for cell in row))
+    console.print(table)
 
 
 def _show_pairs(console: Console, comparison: Comparison) -> None:

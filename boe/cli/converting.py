@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.progress import Progress
 
 from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
-from boe.cli.placement import dtype_named
 from boe.denoisers.conversion import convert
+from boe.denoisers.placement import dtype_named
 
 SCHEMA = "boe/convert/1"
 _GIB = 1 << 30

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
-from boe.cli.placement import dtype_named, require_device
 from boe.denoisers.doctor import TEXT, Examination, Finding
+from boe.denoisers.placement import dtype_named, require_device
 
 SCHEMA = "boe/doctor/1"
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "unknown": "cyan"}

@@ -8,12 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from boe.cli.options import (
+    SHARDED,
     Batch,
     Count,
     Difficulty,
+    Executor,
+    ExecutorOption,
     Json,
+    Node,
     Seed,
     Threads,
+    Workers,
     use_threads,
 )
 
@@ -72,6 +77,7 @@ def compare(
     reference: Annotated[
         str | None, typer.Option(help="Whose costs all are read off at; confidence by default.")
     ] = None,
+    mauve: Annotated[bool, typer.Option(help="Measure prose by MAUVE too.")] = True,
     threads: Threads = None,
     json: Json = None,
     plot: Plot = None,
@@ -95,7 +101,7 @@ def compare(
         batch_size=batch,
         traced=traced,
     )
-    if not run_comparison(study, json, plot, output, reference).complete:
+    if not run_comparison(study, json, plot, output, reference, mauve).complete:
         raise KeyboardInterrupt
 
 
@@ -253,13 +259,30 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Directory of the results; beside the plan by default.")
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Parts of each study (docs/scaling.md).", **SHARDED)
+    ] = None,
+    workers: Workers = None,
+    node: Node = "0/1",
+    executor: Executor = "local",
+    executor_option: ExecutorOption = None,
     threads: Threads = None,
 ) -> None:
     """Run studies from plan files; the same command goes on where it stopped."""
     from boe.cli.evaluating import run_plans
 
     use_threads(threads)
-    if not run_plans(plans, output):
+    if shards is None:
+        complete = run_plans(plans, output)
+    else:
+        from functools import partial
+
+        from boe.cli.sharding import Sharding, run_study_in_shards
+
+        options = tuple(executor_option or ())
+        sharding = Sharding(workers, node, executor, options, threads=threads)
+        complete = run_plans(plans, output, partial(run_study_in_shards, shards, sharding))
+    if not complete:
         raise KeyboardInterrupt
 
 

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
 from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
-from boe.cli.placement import dtype_named, require_device
-from boe.cli.prompts import prompt_ids
-from boe.decoding import FrontLoaded, Item, TokensPerStep, generate
-from boe.denoisers.loading import load_model
+from boe.decoding import Item, generate
+from boe.denoisers.loading import LoadedModel, load_model
+from boe.denoisers.placement import dtype_named, require_device
 from boe.evaluate.player.scene import record_as_json
-from boe.samplers import sampler_from
+from boe.prompting import DecodingOptions, prompt_ids
+from boe.text import TextGenerator, TextOptions
 
 SCHEMA = "boe/generate/1"
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """How ``boe generate`` decodes; texts of ``stop``, ``suppress`` and ``delay`` are tokenised."""
-
-    sampler: str
-    steps: int | None
-    block_length: int | None
-    temperature: float | None
-    top_p: float | None
-    guidance: float
-    stop: tuple[str, ...]
-    suppress: tuple[str, ...]
-    delay: tuple[str, ...]
-    seed: int
 
 
 def run_generate(
@@ -43,44 +27,64 @@ def run_generate(
     device: str,
     dtype: str,
     json_path: Path | None,
+    *,
+    chat: bool = False,
+    mask_id: int | None = None,
+    tokenizer: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
-    """Load, fill in, show and store."""
+    """Load, fill in, show and store.
+
+    Args:
+        prompt: the text, or "-" to read it from standard input.
+        chat: the prompt is a user's message, and the answer alone is shown, as it is written.
+
+    Raises:
+        ValueError: nothing to fill in, or an option that does not fit the model.
+    """
+    if chat and not length:
+        raise ValueError("--chat needs --length, the tokens of the answer")
+    if prompt == "-":
+        prompt = sys.stdin.read().removesuffix("\n")
     precision = dtype_named(dtype)
-    sampler_from(options.sampler)
     check_json_path(json_path)
     require_device(device)
     console = console_for(json_path)
     silence_transformers()
     with console.status(f"loading {model}"):
-        loaded = load_model(model, device=device, dtype=precision)
-    tokenizer, mask_id = loaded.tokenizer, loaded.denoiser.facts.mask_id
-    ids = prompt_ids(loaded, prompt, length)
-    masks = int((ids == mask_id).sum())
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("decoding", total=masks)
+        loaded = load_model(
+            model,
+            device=device,
+            dtype=precision,
+            mask_id=mask_id,
+            tokenizer=tokenizer,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+    shown = str(json_path) != "-"
+    if chat:
+        text, item = _answer(loaded, prompt, length, options, shown, json_path is not None)
+    else:
+        ids = prompt_ids(loaded, prompt, length).to(device)
+        masked = loaded.denoiser.facts.mask_id
+        masks = int((ids == masked).sum())
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("decoding", total=masks)
 
-        def advance(number: int, item: Item) -> None:
-            progress.update(bar, completed=masks - int((item.ids == mask_id).sum()))
+            def advance(number: int, item: Item) -> None:
+                progress.update(bar, completed=masks - int((item.ids == masked).sum()))
 
-        item = generate(
-            loaded.denoiser,
-            ids.to(device),
-            options.sampler,
-            budget=TokensPerStep(1) if options.steps is None else FrontLoaded(options.steps),
-            block_length=options.block_length,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            guidance=options.guidance,
-            stop=[_ids_of(tokenizer, "stop", text) for text in options.stop],
-            suppress=[_id_of(tokenizer, "suppress", text) for text in options.suppress],
-            delay=[_id_of(tokenizer, "delay", text) for text in options.delay],
-            seed=options.seed,
-            trajectory=json_path is not None,
-            on_step=advance,
-        ).items[0]
-    text = tokenizer.decode(item.ids[: item.end], skip_special_tokens=True)
-    if str(json_path) != "-":
-        print(text)
+            item = generate(
+                loaded.denoiser,
+                ids,
+                **options.arguments(loaded.tokenizer),
+                trajectory=json_path is not None,
+                on_step=advance,
+            ).items[0]
+        text = loaded.tokenizer.decode(item.ids[: item.end], skip_special_tokens=True)
+        if shown:
+            print(text)
     account = item.account
     console.print(str(account), style="dim")
     emit_json(
@@ -89,6 +93,7 @@ def run_generate(
             "schema": SCHEMA,
             "model": model,
             "prompt": prompt,
+            "chat": chat,
             **asdict(options),
             "text": text,
             "ids": item.ids.tolist(),
@@ -99,17 +104,23 @@ def run_generate(
     )
 
 
-def _ids_of(tokenizer: Any, option: str, text: str) -> list[int]:
-    """The ids of a text without special tokens around it."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    if not ids:
-        raise ValueError(f"--{option} {text!r} is no text to this tokenizer")
-    return ids
+def _answer(
+    loaded: LoadedModel,
+    message: str,
+    length: int,
+    options: DecodingOptions,
+    shown: bool,
+    trajectory: bool,
+) -> tuple[str, Item]:
+    """The answer to a user's message, printed as it becomes final if it is to be shown."""
 
+    def show(number: int, piece: str) -> None:
+        print(piece, end="", flush=True)
 
-def _id_of(tokenizer: Any, option: str, text: str) -> int:
-    """The id of a text that is one token."""
-    ids = _ids_of(tokenizer, option, text)
-    if len(ids) > 1:
-        raise ValueError(f"--{option} {text!r} must be one token, it is {len(ids)}")
-    return ids[0]
+    generator = TextGenerator(
+        loaded, TextOptions(**asdict(options), max_new_tokens=length, trajectory=trajectory)
+    )
+    reply = generator.chat([{"role": "user", "content": message}], on_text=show if shown else None)
+    if shown:
+        print()
+    return reply.text, reply.item

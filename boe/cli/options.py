@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,18 @@ Difficulty = Annotated[str, typer.Option(help="Of the task: easy, medium, hard â
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
 Count = Annotated[int, typer.Option("--items", "--puzzles", min=1, help="How many.")]
 Batch = Annotated[int, typer.Option(min=1, help="Items decoded together.")]
+
+SHARDED: dict[str, Any] = {"rich_help_panel": "Work in shards (docs/scaling.md)"}
+"""Where help lists the options of work in shards."""
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes here; by default one per GPU.", **SHARDED)
+]
+Node = Annotated[str, typer.Option(help="k/n: this is the k-th of n hosts, from 0.", **SHARDED)]
+Executor = Annotated[str, typer.Option(help="local, slurm or ray.", **SHARDED)]
+ExecutorOption = Annotated[
+    list[str] | None,
+    typer.Option(help="name=value, an argument of datatrove's executor.", **SHARDED),
+]
 
 
 def use_threads(threads: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,9 @@ from boe.tasks import TASKS, Task
 
 RECORDS = "records.jsonl"
 """The file in an output directory that an interrupted run goes on from."""
+
+StudyRunner = Callable[[Study, Task, Console, Path | None], Run]
+"""Runs a study on its task and shows how far it is; the path is of :data:`RECORDS`."""
 
 
 def task_named(name: str, difficulty: str) -> Task:

@@ -10,6 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
 from boe.tasks import TASKS
+from boe.tasks.prose.corpus import ARCHIVE, HOW_TO_GET
+from boe.tasks.prose.fitting import SCORER_FOLDER, scorer_recipe, train_prose
+from boe.tasks.prose.model_card import measure_prose, write_prose_model_card
+from boe.tasks.prose.task import ProseTask
 from boe.tasks.sudoku.model import train_sudoku
 from boe.tasks.sudoku.model_card import measure, write_model_card
 from boe.tasks.text.fitting import train_text_task
@@ -30,7 +34,7 @@ def training_config(
 ) -> TrainConfig:
     """The task's own recipe, with what is given in its place."""
     task = TASKS[task_name]
-    recipe = task.recipe if issubclass(task, CharacterTask) else TrainConfig()
+    recipe = task.recipe if issubclass(task, CharacterTask | ProseTask) else TrainConfig()
     steps = recipe.steps if steps is None else steps
     return TrainConfig(
         steps=steps,
@@ -52,10 +56,20 @@ def run_train(
     seed: int,
     items: int,
     json_path: Path | None,
+    corpus: Path | None = None,
 ) -> None:
-    """Train, evaluate, and write weights, tokenizer and model card to ``output``."""
+    """Train, evaluate, and write weights, tokenizer and model card to ``output``.
+
+    Args:
+        corpus: the text that the task ``prose`` is trained on; no other task takes one.
+    """
     if task_name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task_name!r}")
+    if (corpus is not None) != (task_name == ProseTask.name):
+        raise ValueError(
+            f"prose is trained on a corpus, other tasks on none: got {task_name} with "
+            f"corpus {corpus}; `{HOW_TO_GET}` gets {ARCHIVE}"
+        )
     check_json_path(json_path)
     config = training_config(task_name, steps, batch_size, learning_rate, precision, seed)
     console = console_for(json_path)
@@ -70,22 +84,24 @@ def run_train(
         with Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
         ) as progress:
-            bar = progress.add_task("", total=config.steps, loss="–")
+            more = 0 if corpus is None else scorer_recipe(seed).steps
+            bar = progress.add_task("", total=config.steps + more, loss="–")
 
             def advance(done: int, loss: float) -> None:
                 progress.update(bar, completed=done, loss=f"{loss:.4f}")
 
-            evaluate = _train(task_name, config, output, advance)
+            evaluate = _train(task_name, config, output, advance, corpus)
     except KeyboardInterrupt:
         if (output / STATE_FILE).exists():
             console.print(f"the same command goes on from {output / STATE_FILE}")
         raise
     with console.status("evaluating"):
         measured = evaluate(items)
-    (output / STATE_FILE).unlink()
+    for folder in (output, output / SCORER_FOLDER):
+        (folder / STATE_FILE).unlink(missing_ok=True)
     console.print(f"saved to {output}")
     for name, value in measured.items():
-        console.print(f"  {name}: {value:.1%}")
+        console.print(f"  {name}: {value:.1%}" if corpus is None else f"  {name}: {value:.3f}")
     emit_json(
         json_path,
         {"schema": SCHEMA, "output": str(output), "config": asdict(config), "measured": measured},
@@ -93,10 +109,24 @@ def run_train(
 
 
 def _train(
-    task_name: str, config: TrainConfig, output: Path, on_step: Callable[[int, float], None]
+    task_name: str,
+    config: TrainConfig,
+    output: Path,
+    on_step: Callable[[int, float], None],
+    corpus: Path | None,
 ) -> Callable[[int], dict[str, float]]:
     """Train a task's denoiser; returns what measures it and writes its card."""
     task = TASKS[task_name]
+    if corpus is not None:
+        scorer_config = scorer_recipe(config.seed)
+        train_prose(config, scorer_config, corpus, output, on_step)
+
+        def evaluate_prose(items: int) -> dict[str, float]:
+            measured = measure_prose(output, items)
+            write_prose_model_card(output, config, scorer_config, items, measured)
+            return measured
+
+        return evaluate_prose
     if not issubclass(task, CharacterTask):
         model = train_sudoku(config, output, on_step)
 

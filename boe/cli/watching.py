@@ -12,12 +12,12 @@ from rich.live import Live
 from rich.text import Text
 
 from boe.cli.output import check_parent, silence_transformers
-from boe.cli.prompts import prompt_ids
 from boe.cli.running import task_named
 from boe.decoding import Item, StepRecord, TokensPerStep, generate
 from boe.evaluate.player.page import write_page
 from boe.evaluate.player.scene import Film, Scene, film_item, film_text
 from boe.evaluate.settings import Setting
+from boe.prompting import prompt_ids
 from boe.tasks.sudoku.grid import Grid
 from boe.tasks.sudoku.task import SudokuTask, load_denoiser, puzzle_item
 
@@ -196,7 +196,9 @@ def show_demo_trajectory(difficulty: str, seed: int) -> None:
     if console.is_terminal:
         play(console, pictures)
     else:
-        for index in sorted({0, len(pictures) // 2, len(pictures) - 1}):
+        steered = [k for k, step in enumerate(item.trajectory or []) if "tis" in step.parts]
+        middle = steered[len(steered) // 2] if steered else len(pictures) // 2
+        for index in sorted({0, middle, len(pictures) - 1}):
             console.print(pictures[index])
     verdict = "solved" if task.judge(puzzle_item(0, clues), item.ids).correct else "not solved"
     console.print(f"{verdict}: {task.answer(item.ids)}", soft_wrap=True)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from boe.canvas import Canvas
-from boe.decoding.batch import BatchState, View, column, gather, ready_row, view_of
+from boe.decoding.batch import BatchState, column, gather, ready_row, view_of
 from boe.decoding.draws import Draws
 from boe.decoding.forwards import Forwards
+from boe.decoding.predicting import Predicted, predict
+from boe.decoding.prefix import PrefixKV
 from boe.decoding.recording import record_of
 from boe.decoding.records import Item
 from boe.decoding.rows import Row
+from boe.decoding.setbacks import Failures, Room, UnusableLogits, alone
 from boe.decoding.stopping import end_by_caller, stopped_at
-from boe.denoisers.base import Keep, Prediction
 from boe.samplers.step import Move, Step, StepCost
 from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens, propose
@@ -36,6 +38,9 @@ class Decoder:
         stop_when: where a row ends, given its number and its ids up to the first mask.
         on_step: called after each step for every row, with its number and item.
         weighs: whether rows add up the log-probabilities of what they reveal.
+        prefix_kv: whether keys and values of frozen positions are reused.
+        failures: whether a sequence that fails ends the decode ("raise"), or only itself.
+        room: how many rows fit into memory.
     """
 
     forwards: Forwards
@@ -47,6 +52,9 @@ class Decoder:
     stop_when: Callable[[int, list[int]], int | None] | None = None
     on_step: Callable[[int, Item], None] | None = None
     weighs: bool = False
+    prefix_kv: PrefixKV = "recompute"
+    failures: Failures = "raise"
+    room: Room = field(default_factory=Room)
 
     def run(self, rows: Sequence[Row], pause: Callable[[Row], bool] = lambda row: False) -> None:
         """Decode the rows until each is done or, after a step, ``pause`` holds.
@@ -54,44 +62,105 @@ class Decoder:
         Rows that are done leave the batch; what they hold is then up to date.
         """
         live = [row for row in rows if not row.done]
-        if not live:
+        if live:
+            self._run(live, gather(live), pause)
+
+    def _run(self, live: list[Row], state: BatchState, pause: Callable[[Row], bool]) -> None:
+        parts = self.room.parts(len(live))
+        if len(parts) > 1:
+            batches = [([live[k] for k in part], state.select(part)) for part in parts]
+            del state
+            for rows, part_state in batches:
+                self._run(rows, part_state, pause)
             return
-        state = gather(live)
         while live:
             began = time.perf_counter()
-            step, move, cost = self._step(live, state)
-            changed = self._write(live, state, step, move)
-            seconds = (time.perf_counter() - began) / len(live)
-            self._charge(live, state.canvas, cost, move.scores.cost, seconds)
-            for k, row in enumerate(live):
-                self._lend(row, step, move, k, changed[k])
-                if row.item.trajectory is not None:
-                    row.item.trajectory.append(record_of(step, move, k))
-                if self.on_step is not None and row.reports:
-                    row.item.ids = state.canvas.ids[k, : state.canvas.lengths[k]]
-                    self.on_step(row.number, row.item)
-            staying = [k for k, row in enumerate(live) if not (row.done or pause(row))]
-            if len(staying) < len(live):
-                for k in set(range(len(live))) - set(staying):
-                    live[k].item.ids = state.canvas.ids[k, : state.canvas.lengths[k]]
-                    live[k].memory = state.memory.row(k)
-                live = [live[k] for k in staying]
-                if live:
-                    state = state.select(staying)
+            try:
+                step, move, cost = self._step(live, state)
+            except torch.OutOfMemoryError as error:
+                if len(live) == 1:
+                    error.add_note(alone(live[0].number, state.canvas.length))
+                    self._fail(live[0], error)
+            except UnusableLogits as error:
+                for k, message in error.messages.items():
+                    self._fail(live[k], error if len(live) == 1 else ValueError(message))
+            else:
+                # Only now: what a step that failed put into its memory is forgotten.
+                state.memory = step.memory
+                state.prefix = cost.prefix
+                changed = self._write(live, state, step, move)
+                seconds = (time.perf_counter() - began) / len(live)
+                self._charge(live, state.canvas, cost, move.scores.cost, seconds)
+                self._tell(live, state, step, move, changed)
+                # What the prediction kept must not be held through the next one.
+                del step, move
+                staying = [k for k, row in enumerate(live) if not (row.done or pause(row))]
+                live, state = self._part_with(live, state, staying)
+                continue
+            staying = [k for k, row in enumerate(live) if not row.done]
+            if len(staying) == len(live):
+                self.room.shrink(len(live))
+                return self._run(live, state, pause)
+            live, state = self._part_with(live, state, staying)
+
+    def _fail(self, row: Row, error: Exception) -> None:
+        """End a row that cannot go on; raises the error unless failures are kept."""
+        if self.failures == "raise":
+            raise error
+        # Its traceback would keep the tensors of the failed step alive.
+        row.item.error = error.with_traceback(None)
+        row.blocks = []
+
+    def _part_with(
+        self, live: list[Row], state: BatchState, staying: list[int]
+    ) -> tuple[list[Row], BatchState]:
+        """The batch of the rows that stay; the others get what the batch held of them."""
+        if len(staying) == len(live):
+            return live, state
+        for k in set(range(len(live))) - set(staying):
+            live[k].item.ids = state.canvas.ids[k, : state.canvas.lengths[k]]
+            live[k].memory = state.memory.row(k)
+        rest = [live[k] for k in staying]
+        return rest, state.select(staying) if rest else state
+
+    def _tell(
+        self, live: list[Row], state: BatchState, step: Step, move: Move, changed: list[bool]
+    ) -> None:
+        """Lend, record and report what a step did."""
+        for k, row in enumerate(live):
+            self._lend(row, step, move, k, changed[k])
+            if row.item.trajectory is not None:
+                row.item.trajectory.append(record_of(step, move, k))
+            if self.on_step is not None and row.reports:
+                row.item.ids = state.canvas.ids[k, : state.canvas.lengths[k]]
+                self.on_step(row.number, row.item)
 
     def look(self, rows: Sequence[Row]) -> None:
         """Have every row's next prediction ``ready``; forwards are charged."""
         live = [row for row in rows if row.ready is None and not row.done]
+        for part in self.room.parts(len(live)):
+            self._look([live[k] for k in part])
+
+    def _look(self, live: list[Row]) -> None:
         if not live:
             return
         began = time.perf_counter()
         state = gather(live)
-        view = view_of(live, state, self.strategy, self.mask_id)
-        prediction, forwards = self._predict(live, state, view, "nothing")
-        for k, row in enumerate(live):
-            row.ready = ready_row(prediction, k, view.positions[k] >= 0)
-        seconds = (time.perf_counter() - began) / len(live)
-        self._charge(live, state.canvas, forwards, None, seconds, steps=0)
+        view = view_of(live, state, self.strategy, self.forwards.denoiser.facts)
+        try:
+            prediction, cost = predict(self.forwards, self.prefix_kv, live, state, view, "nothing")
+        except torch.OutOfMemoryError as error:
+            if len(live) == 1:
+                error.add_note(alone(live[0].number, state.canvas.length))
+                raise
+        else:
+            for k, row in enumerate(live):
+                row.ready = ready_row(prediction, k, view.positions[k] >= 0)
+            seconds = (time.perf_counter() - began) / len(live)
+            self._charge(live, state.canvas, cost, None, seconds, steps=0)
+            return
+        self.room.shrink(len(live))
+        self.look(live)
 
     @property
     def mask_id(self) -> int:
@@ -101,14 +170,14 @@ class Decoder:
         """The rows' random generators for one purpose of their next step."""
         return Draws(rows, self.seed, purpose, self.forwards.denoiser.device)
 
-    def _step(self, live: list[Row], state: BatchState) -> tuple[Step, Move, list[float]]:
-        """Predict and decide; also the forwards that the prediction took, per row."""
+    def _step(self, live: list[Row], state: BatchState) -> tuple[Step, Move, Predicted]:
+        """Predict and decide; also what the prediction took."""
         strategy, device = self.strategy, state.canvas.ids.device
-        view = view_of(live, state, self.strategy, self.mask_id)
+        view = view_of(live, state, self.strategy, self.forwards.denoiser.facts)
         # Where all eligible positions will be revealed there is nothing to score.
-        choice = any(clock.left > clock.change > 0 for clock in view.clocks)
+        choice = any(c.left > c.change > 0 and strategy.steers(c) for c in view.clocks)
         keep = strategy.keep if choice else "nothing"
-        prediction, cost = self._predict(live, state, view, keep)
+        prediction, cost = predict(self.forwards, self.prefix_kv, live, state, view, keep)
         stats = entropy_stats(prediction.logits)
         _check_stats(live, view.positions, stats)
         draws = self.draws(live, "tokens")
@@ -132,40 +201,10 @@ class Decoder:
             delayed=self._delayed(proposal.tokens),
             clocks=view.clocks,
             generators=self.draws(live, "scores"),
-            memory=state.memory,
+            memory=state.memory.copy(),
             forwards=self.forwards,
         )
         return step, strategy.move(step), cost
-
-    def _predict(
-        self, live: list[Row], state: BatchState, view: View, keep: Keep
-    ) -> tuple[Prediction, list[float]]:
-        """The step's prediction; rows that have theirs ready are not run again."""
-        passes, positions = float(self.forwards.passes), view.positions
-        spared = [
-            row.ready is not None or (not row.remaining and not looks)
-            for row, looks in zip(live, view.looks, strict=True)
-        ]
-        if keep != "nothing" or not any(spared):
-            prediction = self.forwards.predict(state.canvas, state.given, positions, keep)
-            return prediction, [passes] * len(live)
-        stale = [k for k, spare in enumerate(spared) if not spare]
-        shown: dict[int, Tensor] = {
-            k: row.ready.logits for k, row in enumerate(live) if row.ready is not None
-        }
-        if stale:
-            part = state.select(stale)
-            rows = positions[torch.tensor(stale, device=positions.device)]
-            fresh = self.forwards.predict(part.canvas, part.given, rows).logits
-            shown.update(zip(stale, fresh, strict=True))
-        vocabulary = self.forwards.denoiser.facts.vocab_size
-        like = next(iter(shown.values()), torch.empty(0, device=positions.device))
-        # Rows that have nothing to predict keep zeros, which nothing reads.
-        merged = like.new_zeros(*positions.shape, vocabulary)
-        for k, logits in shown.items():
-            merged[k, : len(logits)] = logits
-        forwards = [0.0 if spare else passes for spare in spared]
-        return Prediction(state.canvas, merged, positions), forwards
 
     def _delayed(self, tokens: Tensor) -> Tensor | None:
         if not self.delayed:
@@ -193,25 +232,43 @@ class Decoder:
         news = [left, changed.long()]
         if self.stop:
             news.append(stopped_at(canvas, state.given, masked, self.stop))
+        if self.on_step is not None:
+            news.append((masked.cumsum(dim=1) == 0).sum(dim=1))
         facts = torch.stack(news, dim=1)
         if self.stop_when is not None:
             facts = torch.cat((facts, canvas.ids), dim=1)
         # One wait for the device per step, for all that the host must know.
         known = facts.tolist()
         for k, (row, (now_left, _, *others)) in enumerate(zip(live, known, strict=True)):
-            row.advance(now_left)
+            try:
+                row.advance(now_left)
+            except RuntimeError as error:
+                self._fail(row, error)
             ends = [others.pop(0)] if self.stop else []
+            prefix = others.pop(0) if self.on_step is not None else 0
             ids = others[: canvas.lengths[k]]
             ends.append(end_by_caller(self.stop_when, row.number, ids, self.mask_id))
             found = [end for end in ends if end >= 0]
             if found:
                 row.blocks = []
                 row.item.end = min(found)
+            row.item.final = self._final(row, min(prefix, canvas.lengths[k]))
         return [bool(fact[1]) for fact in known]
+
+    def _final(self, row: Row, prefix: int) -> int:
+        """How many ids of ``row`` will not change; ``prefix`` come before its first mask."""
+        if self.strategy.particles is not None:
+            return 0
+        if row.done:
+            return prefix if row.item.end is None else row.item.end
+        return min(prefix, row.blocks[0].start) if self.strategy.takes_back else prefix
 
     def _lend(self, row: Row, step: Step, move: Move, k: int, changed: bool) -> None:
         """Keep logits that the row's next step would compute again."""
         row.ready = None
+        # A block-causal model's step has seen nothing of the next block.
+        if row.index == 0 and self.forwards.denoiser.facts.block_length is not None:
+            return
         if move.ready is not None:
             row.ready = move.ready[k]
         elif self.strategy.which.reuses and not changed and not row.done:
@@ -223,7 +280,7 @@ class Decoder:
         self,
         live: list[Row],
         canvas: Canvas,
-        forwards: list[float],
+        predicted: Predicted,
         cost: StepCost | None,
         seconds: float,
         steps: int = 1,
@@ -238,17 +295,20 @@ class Decoder:
             account = row.item.account
             account.steps += steps
             account.seconds += seconds
-            account.nfe_forward += forwards[k] + more[k]
+            account.nfe_forward += predicted.calls[k] + more[k]
             account.n_backward += backwards[k]
-            account.flop_equiv += forwards[k] + more[k]
+            account.flop_equiv += predicted.shares[k] + more[k]
             account.flop_equiv += rows[k] / canvas.lengths[k]
 
 
 def _check_stats(live: list[Row], positions: Tensor, stats: EntropyStats) -> None:
     bad = stats.entropy.isnan() & (positions >= 0)
     if bool(bad.any()):
-        row, slot = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"the model's logits for sequence {live[row].number}, position "
-            f"{int(positions[row, slot])} are NaN or allow no token"
-        )
+        messages: dict[int, str] = {}
+        for row, slot in bad.nonzero().tolist():
+            messages.setdefault(
+                row,
+                f"the model's logits for sequence {live[row].number}, position "
+                f"{int(positions[row, slot])} are NaN or allow no token",
+            )
+        raise UnusableLogits(messages)

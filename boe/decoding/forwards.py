@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from boe.canvas import Canvas
-from boe.denoisers.base import Denoiser, Keep, Prediction
+from boe.denoisers.base import (
+    Denoiser,
+    GuidedState,
+    Keep,
+    KeysValues,
+    Prediction,
+    UnsupportedModel,
+)
 
 
 class Forwards:
@@ -21,14 +28,25 @@ class Forwards:
             masked too (Nie et al., 2025). Such a prediction costs two forwards. What it
             keeps for a gradient belongs to z: steering differentiates the conditional
             branch, with soft writes from the guided distribution.
+        combined: keep both branches for a gradient, of z and of z_u (:class:`GuidedState`).
         suppressed: ids that are never written, besides the denoiser's own.
     """
 
     def __init__(
-        self, denoiser: Denoiser, guidance: float = 0.0, suppressed: Sequence[int] = ()
+        self,
+        denoiser: Denoiser,
+        guidance: float = 0.0,
+        suppressed: Sequence[int] = (),
+        combined: bool = False,
     ) -> None:
+        if combined and guidance and not denoiser.differentiates_guidance:
+            raise UnsupportedModel(
+                f"{type(denoiser).__name__} cannot differentiate both branches of guidance; "
+                "steer by the conditional branch (guidance_gradient='conditional')"
+            )
         self.denoiser = denoiser
         self.guidance = guidance
+        self.combined = combined
         self.passes = 2 if guidance else 1
         self._suppressed: Tensor | None = None
         if suppressed:
@@ -39,13 +57,50 @@ class Forwards:
     ) -> Prediction:
         """Logits at ``positions`` (B, P); ``given`` (B, L) marks the tokens of the start."""
         prediction = self.denoiser.predict(canvas, positions, keep)
+        if not self.guidance:
+            return self._guided(prediction, None)
+        free = self._unconditional(canvas, given)
+        return self._guided(
+            prediction, self.denoiser.predict(free, positions, self._kept_of_free(keep))
+        )
+
+    def predict_window(
+        self,
+        canvas: Canvas,
+        given: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        memories: Sequence[KeysValues] = (),
+        keep: Keep = "nothing",
+    ) -> tuple[Prediction, tuple[KeysValues, ...]]:
+        """As :meth:`predict` from the ``rows`` (B, R) alone, and what that leaves for the next
+        call (:meth:`boe.denoisers.Denoiser.predict_window`)."""
+        before = memories or (None,) * self.passes
+        prediction, memory = self.denoiser.predict_window(canvas, positions, rows, before[0], keep)
+        if not self.guidance:
+            return self._guided(prediction, None), (memory,)
+        free, other = self.denoiser.predict_window(
+            self._unconditional(canvas, given), positions, rows, before[1], self._kept_of_free(keep)
+        )
+        return self._guided(prediction, free), (memory, other)
+
+    def _unconditional(self, canvas: Canvas, given: Tensor) -> Canvas:
+        ids = canvas.ids.masked_fill(given & canvas.valid, self.denoiser.facts.mask_id)
+        return Canvas(ids, canvas.lengths)
+
+    def _kept_of_free(self, keep: Keep) -> Keep:
+        return keep if self.combined else "nothing"
+
+    def _guided(self, prediction: Prediction, free: Prediction | None) -> Prediction:
+        """``prediction`` guided away from ``free``, and without what may not be written."""
         logits = prediction.logits
-        if self.guidance:
-            ids = canvas.ids.masked_fill(given & canvas.valid, self.denoiser.facts.mask_id)
-            free = self.denoiser.predict(Canvas(ids, canvas.lengths), positions).logits
-            guided = logits + self.guidance * (logits - free)
+        if free is not None:
+            guided = logits + self.guidance * (logits - free.logits)
             # −∞ − −∞ at the denoiser's own suppressed ids would be NaN.
             logits = torch.where(logits == -torch.inf, logits, guided)
+            if free.state is not None:
+                state = GuidedState(prediction, free, self.guidance)
+                prediction = replace(prediction, state=state)
         if self._suppressed is not None:
             logits = logits.index_fill(-1, self._suppressed, -torch.inf)
         return prediction if logits is prediction.logits else replace(prediction, logits=logits)

@@ -13,11 +13,13 @@ from boe.canvas import Canvas
 from boe.decoding.decoder import Decoder
 from boe.decoding.forwards import Forwards
 from boe.decoding.particle_gibbs import decode_gibbs
+from boe.decoding.prefix import PrefixKV, check_prefix_kv
 from boe.decoding.records import Generation, Item
 from boe.decoding.rows import Row, blocks_of
+from boe.decoding.setbacks import Failures, check_failures
 from boe.decoding.smc import decode_smc
 from boe.decoding.stopping import check_patterns
-from boe.denoisers.base import Denoiser
+from boe.denoisers.base import Denoiser, DenoiserFacts
 from boe.samplers.base import Policy, Sampler
 from boe.samplers.budgets import Budget, TokensPerStep
 from boe.samplers.particles import SMC, ParticleGibbs
@@ -46,6 +48,8 @@ def generate(
     batch_size: int | None = None,
     trajectory: bool = False,
     on_step: Callable[[int, Item], None] | None = None,
+    failures: Failures = "raise",
+    prefix_kv: PrefixKV = "recompute",
 ) -> Generation:
     """Fill in the masked tokens of a canvas.
 
@@ -61,7 +65,8 @@ def generate(
         budget: tokens per step; one by default. Adaptive counts reveal at least as many;
             policies with a time of their own take as many steps as it plans.
         block_length: decode block by block from the first mask on (semi-autoregressive):
-            only masks of the current block may be revealed.
+            only masks of the current block may be revealed. A block-causal model is always
+            decoded in its own blocks, counted from position 0.
         temperature: 0 writes the most probable token; above, tokens are drawn from
             softmax(z / temperature) by float64 Gumbel noise. By default what the strategy
             says: 0 for all that rank, 1 for MaskGIT, P2 and ancestral samplers.
@@ -80,10 +85,23 @@ def generate(
         seed: with ``item_ids`` fixes all random draws: a sequence gets the same draws
             whatever else is in its batch.
         item_ids: a number per sequence, by default 0, 1, 2 …
-        batch_size: sequences decoded together; all by default.
+        batch_size: sequences decoded together; all by default. A batch that does not fit
+            into the device's memory goes on in halves, with the same results.
         trajectory: keep a record of every step.
         on_step: called after each step for each sequence of the batch with its index
-            and its item so far; of particles, for the first one.
+            and its item so far; of particles, for the first one. ``item.final`` tells how
+            much of it will not change any more.
+        failures: "raise" ends the decode when a sequence fails: its logits are NaN or allow
+            no token, it makes no progress, or it does not fit into memory by itself. "keep"
+            ends that sequence only and puts the error into its item's ``error``. Not with
+            particles.
+        prefix_kv: "recompute" runs the whole canvas at every step. "exact" keeps the keys and
+            values of the prompt and of blocks that are done, and runs no row behind the
+            current block: the same logits up to rounding, for block-causal models.
+            "approximate" is for all others: while a block is decoded, what is in front of it
+            keeps the keys and values of the block's first step (Fast-dLLM's prefix cache).
+            Forwards of some rows count whole in ``nfe_forward`` and as a share of the canvas
+            in ``flop_equiv``. Not with bridge rows and engines other than replay.
 
     Returns:
         Generation: one item per sequence, in order.
@@ -91,7 +109,8 @@ def generate(
     Raises:
         ValueError: nothing to decode, a canvas that the model cannot take, options that do
             not go together, or logits that are NaN or allow no token; the message names
-            the sequence and position.
+            the sequence and position. torch.OutOfMemoryError: a sequence does not fit into
+            memory by itself.
     """
     canvas = Canvas.of(canvas)
     strategy = Strategy.of(sampler_from(sampler) if isinstance(sampler, str) else sampler)
@@ -107,6 +126,8 @@ def generate(
         raise ValueError(f"item_ids must number {canvas.batch} sequences, got {len(item_ids)}")
     _check_ids(denoiser, canvas)
     facts = denoiser.facts
+    block_length = _own_blocks(facts, block_length)
+    check_prefix_kv(prefix_kv, facts, strategy.keep)
     for name, ids in (("suppress", suppress), ("delay", delay)):
         for token in ids:
             if not 0 <= token < facts.vocab_size:
@@ -116,9 +137,12 @@ def generate(
             f"delay needs a policy that ranks positions, got {strategy.which.name}; "
             "suppress works with any"
         )
-    _check_particles(strategy, tokens, block_length)
+    _check_particles(strategy, tokens, facts, block_length)
+    check_failures(failures)
+    if failures == "keep" and strategy.particles is not None:
+        raise ValueError("failures='keep' does not go with particles, which share their fate")
     decoder = Decoder(
-        Forwards(denoiser, guidance, suppress),
+        Forwards(denoiser, guidance, suppress, strategy.which.combines),
         strategy,
         tokens,
         seed,
@@ -126,6 +150,8 @@ def generate(
         stop=check_patterns(stop, facts.vocab_size, facts.mask_id),
         stop_when=stop_when,
         on_step=on_step,
+        prefix_kv=prefix_kv,
+        failures=failures,
     )
     items: list[Item] = []
     size = batch_size or canvas.batch
@@ -140,7 +166,9 @@ def generate(
                 str(item_ids[number]),
                 given=~where[: len(ids)],
                 masks=int(on_host.sum()),
-                blocks=blocks_of(on_host, budget, block_length, strategy),
+                blocks=blocks_of(
+                    on_host, budget, block_length, strategy, facts.block_length is not None
+                ),
             )
             for number, ids, where, on_host in zip(
                 numbers, part.sequences(), masked, masked.cpu(), strict=True
@@ -175,7 +203,20 @@ def _tokens(strategy: Strategy, temperature: float | None, top_p: float | None) 
     return chosen
 
 
-def _check_particles(strategy: Strategy, tokens: Tokens, block_length: int | None) -> None:
+def _own_blocks(facts: DenoiserFacts, block_length: int | None) -> int | None:
+    """The length of the blocks to decode: a block-causal model's own, or as asked."""
+    own = facts.block_length
+    if own is not None and block_length not in (None, own):
+        raise ValueError(
+            f"block_length must be {own} or left out: the model is block-causal in blocks of "
+            f"{own}, got {block_length}"
+        )
+    return block_length if own is None else own
+
+
+def _check_particles(
+    strategy: Strategy, tokens: Tokens, facts: DenoiserFacts, block_length: int | None
+) -> None:
     particles = strategy.particles
     if particles is None:
         return
@@ -183,6 +224,11 @@ def _check_particles(strategy: Strategy, tokens: Tokens, block_length: int | Non
         raise ValueError(
             f"particles of {strategy.which.name} at temperature 0 would all be the same; "
             "give a temperature above 0"
+        )
+    if isinstance(particles, ParticleGibbs) and facts.block_length is not None:
+        raise ValueError(
+            "particle Gibbs completes the whole canvas from one prediction, which a block-causal "
+            "model does not give: it predicts one block after the other"
         )
     if particles.every is None and block_length is None:
         raise ValueError(

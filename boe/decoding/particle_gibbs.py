@@ -13,7 +13,8 @@ from boe.decoding.particles import State, answer_of, copies_of, draw, to_barrier
 from boe.decoding.records import Account, Item
 from boe.decoding.rows import Row
 from boe.samplers.particles import ParticleGibbs
-from boe.samplers.step import gumbel_of
+from boe.samplers.tokens import slot_seeds
+from boe_kernels import sample_tokens
 
 
 @dataclass
@@ -169,11 +170,13 @@ def _completions(decoder: Decoder, row: Row, count: int) -> Tensor:
     if row.done or row.ready is None:
         return ids
     masked = row.item.ids[row.ready.positions] == decoder.mask_id
-    positions, z = row.ready.positions[masked], row.ready.logits[masked].double()
-    if count > 1:
-        (generator,) = decoder.draws([row], "completions")
-        shape = (count, *z.shape)
-        noise = torch.rand(shape, generator=generator, dtype=torch.float64, device=z.device)
-        z = z / (decoder.tokens.temperature or 1.0) + gumbel_of(noise)
-    ids[:, positions] = z.argmax(dim=-1)
+    positions, logits = row.ready.positions[masked], row.ready.logits[masked]
+    if count == 1:
+        ids[:, positions] = logits.argmax(dim=-1)
+        return ids
+    (generator,) = decoder.draws([row], "completions")
+    seeds = slot_seeds(positions.expand(count, -1), [generator] * count)
+    temperature = decoder.tokens.temperature or 1.0
+    for number, own in enumerate(seeds):
+        ids[number, positions] = sample_tokens(logits, own, temperature=temperature).token
     return ids

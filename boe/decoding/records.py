@@ -69,14 +69,21 @@ class StepRecord:
 class Item:
     """One decoded sequence: its ids (L,), cost and, if asked for, trajectory.
 
-    ``end`` is the length up to and including a stop pattern, if one ended the decode; what
-    lies behind it may still be masked.
+    Attributes:
+        end: the length up to and including a stop pattern, if one ended the decode; what
+            lies behind it may still be masked.
+        final: for ``on_step``: how many ids from the start on will not change any more.
+            Where tokens may be taken back these are the blocks that are done; where a
+            sequence has several particles, none before the end.
+        error: what ended the decode of this sequence, if failures are kept.
     """
 
     ids: Tensor
     account: Account = field(default_factory=Account)
     trajectory: list[StepRecord] | None = None
     end: int | None = None
+    final: int = 0
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,11 @@ class Generation:
     @property
     def sequences(self) -> list[Tensor]:
         return [item.ids for item in self.items]
+
+    @property
+    def failed(self) -> list[int]:
+        """Which sequences could not be decoded to their end."""
+        return [number for number, item in enumerate(self.items) if item.error is not None]
 
     @property
     def total(self) -> Account:

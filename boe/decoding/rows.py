@@ -114,13 +114,20 @@ class Row:
 
 
 def blocks_of(
-    masked: Tensor, budget: Budget, block_length: int | None, strategy: Strategy
+    masked: Tensor,
+    budget: Budget,
+    block_length: int | None,
+    strategy: Strategy,
+    from_start: bool = False,
 ) -> list[Block]:
-    """The blocks that hold the masks of ``masked``, bool (L,), each with its plan."""
+    """The blocks that hold the masks of ``masked``, bool (L,), each with its plan.
+
+    Blocks are counted from the first mask, or from position 0 if ``from_start``.
+    """
     positions = masked.nonzero().flatten().tolist()
     if not positions:
         return []
-    first = positions[0]
+    first = 0 if from_start else positions[0]
     if block_length is None:
         stretches = {(first, positions[-1] + 1): len(positions)}
     else:

@@ -7,6 +7,7 @@ forward. All three give the same gradient wherever their forwards agree.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from boe.denoisers.base import (
     take_rows,
 )
 from boe.denoisers.frozen_products import FrozenProducts
+from boe.denoisers.guided import branches_of
 from boe_kernels import DeferredRows, entropy_stats, inject_soft_embeddings
 
 if TYPE_CHECKING:
@@ -31,33 +33,48 @@ if TYPE_CHECKING:
 def replay_gradient(
     denoiser: AttentionDenoiser, prediction: Prediction, request: GradientRequest
 ) -> EntropyGradient:
-    """Gradient from the active rows alone: |A| rows forward, |A| rows backward."""
-    facts, state, canvas = denoiser.facts, prediction.state, prediction.canvas
-    layers: list[LayerCall] = state.layers
-    forwards = 0
-    if request.context == "full" and (request.alpha != 0.0 or facts.time_conditioned):
-        with torch.no_grad():
-            embeds, _ = soft_canvas(denoiser, prediction, request)
-            second = Recording()
-            denoiser.run(embeds, second, request.active[:, :0], canvas=canvas)
-        layers, forwards = second.layers, 1
+    """Gradient from the active rows alone: |A| rows forward, |A| rows backward.
+
+    Of a guided prediction, as many in each branch.
+    """
+    facts, canvas = denoiser.facts, prediction.canvas
     active = request.active
     seats = _candidate_seats(request, canvas.length)
-    compact, delta = _inject(denoiser, take_rows(state.embeds, active), seats, prediction, request)
+    compact: list[Tensor] = []
+    contexts: list[list[LayerCall]] = []
+    weights: list[float] = []
+    forwards = 0
+    delta = prediction.logits[:, :0]
+    for branch, weight in branches_of(prediction):
+        # Soft writes come from the distribution that tokens are written from.
+        written = replace(prediction, canvas=branch.canvas, state=branch.state)
+        layers: list[LayerCall] = branch.state.layers
+        if request.context == "full" and (request.alpha != 0.0 or facts.time_conditioned):
+            with torch.no_grad():
+                embeds, _ = soft_canvas(denoiser, written, request)
+                second = Recording()
+                denoiser.run(embeds, second, active[:, :0], canvas=canvas)
+            layers, forwards = second.layers, forwards + 1
+        rows, delta = _inject(
+            denoiser, take_rows(branch.state.embeds, active), seats, written, request
+        )
+        compact.append(rows)
+        contexts.append(layers)
+        weights.append(weight)
 
     def gradient_at(
-        embeds: Tensor, rows: Tensor, probe_rows: Tensor, local: bool
+        embeds: list[Tensor], rows: Tensor, probe_rows: Tensor, local: bool
     ) -> tuple[Tensor, Tensor]:
-        leaf = embeds.detach().requires_grad_()
+        leaves = [part.detach().requires_grad_() for part in embeds]
+        modes = [Replaying(layers, rows, local=local) for layers in contexts]
         with torch.enable_grad(), FrozenProducts():
-            entropy = denoiser.summed_entropy(
-                leaf,
-                Replaying(layers, rows, local=local),
+            entropy = denoiser.summed_guided_entropy(
+                list(zip(leaves, modes, weights, strict=True)),
                 slots_of(probe_rows, rows, canvas.length),
                 position_ids=rows.clamp_min(0),
             )
-            (grad,) = torch.autograd.grad(entropy.sum(), leaf)
-        return grad, entropy.detach()
+            grads = torch.autograd.grad(entropy.sum(), leaves)
+        return sum(grads[1:], start=grads[0]), entropy.detach()
 
     grad, surrogate = gradient_at(compact, active, facts.row_of(request.probes), local=False)
     gradient = _at(grad, seats)
@@ -68,19 +85,19 @@ def replay_gradient(
                 "subtract_self needs unshifted logits: in a shifted model a candidate's own "
                 "entropy stands in another row"
             )
-        own_grad, _ = gradient_at(
-            take_rows(compact, seats), request.candidates, request.candidates, local=True
-        )
+        own = [take_rows(rows, seats) for rows in compact]
+        own_grad, _ = gradient_at(own, request.candidates, request.candidates, local=True)
         gradient = gradient - own_grad * (seats >= 0).unsqueeze(-1)
         rows_run = rows_run + (request.candidates >= 0).sum(dim=1)
+    passes = len(weights)
     return EntropyGradient(
         _wide(gradient),
         _wide(delta),
         surrogate,
         forwards,
-        1 + request.subtract_self,
-        rows_run,
-        rows_run,
+        passes * (1 + request.subtract_self),
+        passes * rows_run,
+        passes * rows_run,
     )
 
 

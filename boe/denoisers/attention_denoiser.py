@@ -7,7 +7,9 @@ differentiating and ranking bridge rows follow from that.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +28,15 @@ from boe.denoisers.base import (
     Denoiser,
     EntropyGradient,
     GradientRequest,
+    GuidedState,
     Keep,
+    KeysValues,
     Prediction,
     UnsupportedModel,
 )
 from boe.denoisers.bridges import attention_paid, attention_received
+from boe.denoisers.guided import branches_of, check_guided
+from boe.denoisers.windowed import check_window, run_window
 from boe_kernels import DeferredRows, entropy_stats, linear_entropy
 
 
@@ -67,10 +73,14 @@ class AttentionDenoiser(Denoiser):
     Attributes:
         name: what error messages call the model.
         replay_refusal: why the model cannot be run on a subset of rows, or ``None``.
+        sum_over_ranks: adds what other processes have to a sum over this one's heads, where
+            heads are shared out (:mod:`boe.scaling.tensor_parallel`).
     """
 
+    differentiates_guidance: ClassVar[bool] = True
     name: str
     replay_refusal: str | None = None
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None
     _suppressed: Tensor | None = None
 
     @abstractmethod
@@ -133,8 +143,24 @@ class AttentionDenoiser(Denoiser):
             canvas, logits, positions, RecordedForward(embeds, recording.layers, hidden)
         )
 
+    def predict_window(
+        self,
+        canvas: Canvas,
+        positions: Tensor,
+        rows: Tensor,
+        memory: KeysValues | None = None,
+        keep: Keep = "nothing",
+    ) -> tuple[Prediction, KeysValues]:
+        self._check_canvas(canvas)
+        check_window(self, keep)
+        embeds, logits, left = run_window(self, canvas, positions, rows, memory)
+        state = None if keep == "nothing" else RecordedForward(embeds, left.layers, None)
+        return Prediction(canvas, logits, positions, state), left
+
     def entropy_gradient(self, prediction: Prediction, request: GradientRequest) -> EntropyGradient:
         require_autograd()
+        if isinstance(prediction.state, GuidedState):
+            check_guided(self.facts, request, prediction.state)
         surrogate = self.for_surrogate(prediction, request)
         if request.engine == "replay":
             if self.replay_refusal is not None:
@@ -142,7 +168,8 @@ class AttentionDenoiser(Denoiser):
                     f"{self.name} cannot be replayed ({self.replay_refusal}); "
                     "ask for engine='late' or engine='dense'"
                 )
-            _require_state(prediction, RecordedForward, "'keys_values' or 'attention'")
+            for branch, _ in branches_of(prediction):
+                _require_state(branch, RecordedForward, "'keys_values' or 'attention'")
             return replay_gradient(surrogate, prediction, request)
         _require_state(prediction, ForwardGraph, "'graph' or 'dense_graph'")
         return graph_gradient(surrogate, prediction, request)
@@ -160,12 +187,16 @@ class AttentionDenoiser(Denoiser):
                 moved = self.run(embeds, Plain(), probes[:, :0], canvas=prediction.canvas).hidden
                 return (moved - state.hidden).float().norm(dim=-1), 1
             received = torch.stack([attention_received(layer, probes) for layer in state.layers])
+            received = self._over_ranks(received.sum(dim=0))
             if rule == "received":
-                return received.sum(dim=0), 0
+                return received, 0
             paid = torch.stack(
                 [attention_paid(layer, request.candidates) for layer in state.layers]
             )
-            return received.sum(dim=0) * paid.sum(dim=0), 0
+            return received * self._over_ranks(paid.sum(dim=0)), 0
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        return sums if self.sum_over_ranks is None else self.sum_over_ranks(sums)
 
     def suppress(self, logits: Tensor) -> Tensor:
         """``logits`` with −inf at the suppressed ids."""
@@ -181,19 +212,42 @@ class AttentionDenoiser(Denoiser):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Σ of the entropies predicted in ``rows`` (B, R) after a forward, (B,) in nats."""
+        branch = (embeds, mode, 1.0)
+        return self.summed_guided_entropy((branch,), rows, canvas=canvas, position_ids=position_ids)
+
+    def summed_guided_entropy(
+        self,
+        branches: Sequence[tuple[Tensor, AttentionMode, float]],
+        rows: Tensor,
+        *,
+        canvas: Canvas | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The same of weighted sums of several forwards' logits.
+
+        Args:
+            branches: embeddings, attention mode and weight of each forward.
+        """
         head, suppressed = self.linear_head, self._suppressed_ids()
-        output = self.run(
-            embeds,
-            mode,
-            rows,
-            canvas=canvas,
-            position_ids=position_ids,
-            skip_head=head is not None,
-        )
+        outputs = [
+            self.run(
+                embeds,
+                mode,
+                rows,
+                canvas=canvas,
+                position_ids=position_ids,
+                skip_head=head is not None,
+            )
+            for embeds, mode, _ in branches
+        ]
+        weights = [weight for _, _, weight in branches]
         if head is not None:
-            stats = linear_entropy(output.picked, head.weight, head.bias, suppressed_ids=suppressed)
+            # Weights add up to 1, so what goes into a linear head can be summed in its place.
+            picked = _weighted([output.picked for output in outputs], weights)
+            stats = linear_entropy(picked, head.weight, head.bias, suppressed_ids=suppressed)
         else:
-            stats = entropy_stats(output.logits, suppressed_ids=suppressed)
+            logits = _weighted([output.logits for output in outputs], weights)
+            stats = entropy_stats(logits, suppressed_ids=suppressed)
         return torch.where(rows >= 0, stats.entropy, 0.0).sum(dim=1)
 
     def _suppressed_ids(self) -> Tensor:
@@ -225,6 +279,12 @@ def check_ids(vocabulary: int, mask_id: int, suppressed_ids: tuple[int, ...]) ->
     return tuple(sorted({mask_id, *suppressed_ids}))
 
 
+def check_block_length(block_length: int | None) -> None:
+    """Raises a ValueError unless ``block_length`` is ``None`` or at least 1."""
+    if block_length is not None and block_length < 1:
+        raise ValueError(f"block_length must be at least 1, got {block_length}")
+
+
 def check_shift(logits_shift: int) -> None:
     """Raises a ValueError unless ``logits_shift`` is 0 or −1."""
     if logits_shift not in (0, -1):
@@ -237,6 +297,12 @@ def require_autograd() -> None:
         raise RuntimeError(
             "gradient-guided sampling cannot run under torch.inference_mode(); use torch.no_grad()"
         )
+
+
+def _weighted(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack([part * w for part, w in zip(parts, weights, strict=True)]).sum(dim=0)
 
 
 def _require_state(prediction: Prediction, kind: type, keep: str) -> None:

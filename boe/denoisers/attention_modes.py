@@ -8,28 +8,39 @@ attention layer hands its queries, keys and values to it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from boe.denoisers.base import UnsupportedModel
-from boe_kernels import DeferredRows, active_query_attention, active_row_attention
+from boe_kernels import (
+    DeferredRows,
+    active_query_attention,
+    active_query_forward,
+    active_row_attention,
+    decide,
+)
 
 ATTENTION_NAME = "boe_active_query"
 
 
 @dataclass
 class LayerCall:
-    """One attention layer's inputs and settings. q (B, Hq, L, D); k, v (B, Hkv, L, D)."""
+    """One attention layer's inputs and settings. q (B, Hq, L, D); k, v (B, Hkv, L, D).
+
+    ``lse`` (B, Hq, L) is ln Σ exp(scale · q·k) of each row, where a recording has it.
+    """
 
     q: Tensor | None
     k: Tensor
     v: Tensor
     key_padding_mask: Tensor | None
     scale: float
-    window: int | None
+    window: int | None = None
+    block_size: int | None = None
+    lse: Tensor | None = None
 
 
 class AttentionMode(ABC):
@@ -59,6 +70,7 @@ class Plain(AttentionMode):
             key_padding_mask=call.key_padding_mask,
             scale=call.scale,
             window=call.window,
+            block_size=call.block_size,
         )
 
 
@@ -70,11 +82,20 @@ class Recording(AttentionMode):
     layers: list[LayerCall] = field(default_factory=list)
 
     def attend(self, call: LayerCall) -> Tensor:
-        out = Plain().attend(call)
-        kept = call.q if self.keep_queries else None
-        self.layers.append(
-            LayerCall(kept, call.k, call.v, call.key_padding_mask, call.scale, call.window)
+        assert call.q is not None
+        if not (self.keep_queries and _gives_lse(call.q)):
+            self.layers.append(call if self.keep_queries else replace(call, q=None))
+            return Plain().attend(call)
+        out, lse = active_query_forward(
+            call.q,
+            call.k,
+            call.v,
+            key_padding_mask=call.key_padding_mask,
+            scale=call.scale,
+            window=call.window,
+            block_size=call.block_size,
         )
+        self.layers.append(replace(call, lse=lse))
         return out
 
 
@@ -108,6 +129,7 @@ class Replaying(AttentionMode):
             key_padding_mask=recorded.key_padding_mask,
             scale=recorded.scale,
             window=recorded.window,
+            block_size=recorded.block_size,
         )
 
 
@@ -132,6 +154,12 @@ class StopGradient(AttentionMode):
         return grad * keep[:, None, :-1, None]
 
 
+def _gives_lse(q: Tensor) -> bool:
+    """Whether the forward of these queries gives its log-sum-exp: not PyTorch's on a GPU."""
+    path = decide("active_query_attention", "auto", q.device, q.dtype).path
+    return path != "library" or q.device.type == "cpu"
+
+
 def boe_attention(
     module: nn.Module,
     query: Tensor,
@@ -144,12 +172,14 @@ def boe_attention(
     is_causal: bool | None = None,
     boe_mode: AttentionMode | None = None,
     boe_active_idx: Tensor | None = None,
+    boe_block_size: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """ActiveQueryAttention in transformers' attention interface.
 
     Outside this package, pass ``boe_active_idx`` to the model's forward to choose the
-    active rows; without it every row is active.
+    active rows; without it every row is active. ``boe_block_size`` makes attention
+    block-causal.
     """
     if is_causal if is_causal is not None else getattr(module, "is_causal", False):
         raise UnsupportedModel(
@@ -172,7 +202,7 @@ def boe_attention(
     window = None if sliding_window is None else sliding_window - 1
     padding = None if attention_mask is None else attention_mask.bool()
     mode = Plain(boe_active_idx) if boe_mode is None else boe_mode
-    out = mode.attend(LayerCall(query, key, value, padding, scale, window))
+    out = mode.attend(LayerCall(query, key, value, padding, scale, window, boe_block_size))
     return out.transpose(1, 2), None
 
 

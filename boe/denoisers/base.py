@@ -8,8 +8,9 @@ Index sets are int64 (B, N), padded with −1.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class DenoiserFacts:
         time_conditioned: the model takes the diffusion time as an input, so that the
             surrogate forward at α = 0 is not the current forward.
         max_length: the longest canvas, or ``None``.
+        block_length: attention is block-causal: a position sees those up to the end of its
+            own block of this many, counted from position 0. ``None`` if it sees all.
     """
 
     mask_id: int
@@ -49,12 +52,21 @@ class DenoiserFacts:
     logits_shift: int = 0
     time_conditioned: bool = False
     max_length: int | None = None
+    block_length: int | None = None
 
     def row_of(self, positions: Tensor) -> Tensor:
         """Rows that predict the given positions; padding (−1) stays padding."""
         if self.logits_shift == 0:
             return positions
         return torch.where(positions < 0, -1, (positions + self.logits_shift).clamp_min(0))
+
+
+class KeysValues(ABC):
+    """Keys and values that forwards left at the rows of a batch of canvases."""
+
+    @abstractmethod
+    def select(self, rows: Sequence[int], length: int) -> KeysValues:
+        """Those of the given rows of the batch, cut to canvases of ``length``."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,18 @@ class Prediction:
     logits: Tensor
     positions: Tensor
     state: Any = None
+
+
+@dataclass(frozen=True)
+class GuidedState:
+    """What a guided prediction keeps for a gradient through both of its branches.
+
+    Its logits are z + weight·(z − z_u); z are those of ``conditional``, z_u of ``free``.
+    """
+
+    conditional: Prediction
+    free: Prediction
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -128,9 +152,15 @@ class EntropyGradient:
 
 
 class Denoiser(ABC):
-    """A masked diffusion model."""
+    """A masked diffusion model.
+
+    Attributes:
+        differentiates_guidance: whether ``entropy_gradient`` understands a
+            :class:`GuidedState`.
+    """
 
     facts: DenoiserFacts
+    differentiates_guidance: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -145,6 +175,34 @@ class Denoiser(ABC):
     @abstractmethod
     def predict(self, canvas: Canvas, positions: Tensor, keep: Keep = "nothing") -> Prediction:
         """Logits that predict ``positions``, int64 (B, P) padded with −1."""
+
+    def predict_window(
+        self,
+        canvas: Canvas,
+        positions: Tensor,
+        rows: Tensor,
+        memory: KeysValues | None = None,
+        keep: Keep = "nothing",
+    ) -> tuple[Prediction, KeysValues]:
+        """As :meth:`predict` from a forward of some rows, which attend to what earlier
+        forwards left in the others; and what this one leaves for the next.
+
+        The prediction serves replays as one of the whole canvas would. Rows that no forward
+        has run yet hold zeros: they must be invisible to the ``rows`` (later blocks of a
+        block-causal model).
+
+        Args:
+            rows: int64 (B, R), ascending, padded with −1; among them those that predict
+                ``positions``.
+            memory: from the call before on the same canvases, if there was one.
+            keep: "nothing" or "keys_values".
+
+        Raises:
+            UnsupportedModel: the model cannot be run on some of its rows, or its rows change
+                with the time.
+            ValueError: ``keep`` asks for more than a forward of some rows has.
+        """
+        raise UnsupportedModel(f"{type(self).__name__} cannot be run on a window of rows")
 
     @abstractmethod
     def entropy_gradient(self, prediction: Prediction, request: GradientRequest) -> EntropyGradient:

@@ -1,7 +1,8 @@
 """Rewriting a published checkpoint: safetensors, names of the classes that run it.
 
-LLaDA becomes a Llama checkpoint and Dream a Qwen2 one, both marked as bidirectional; MDLM
-and SEDD keep their names. Pickled weights become safetensors. Tensors are read one at a
+LLaDA becomes a Llama checkpoint and Dream a Qwen2 one, both marked as bidirectional. MDLM
+and SEDD keep their names, and so do LLaDA2 and SDAR: transformers has their networks, but
+not their block-causal attention. Pickled weights become safetensors. Tensors are read one at a
 time and written in shards, so that memory is needed for one shard only.
 """
 
@@ -96,11 +97,11 @@ def convert(
 
     def renamed() -> Iterator[tuple[str, Tensor]]:
         for done, (name, tensor) in enumerate(checkpoint.stream()):
-            place = blueprint.keys.names.get(name)
-            if place is not None:
+            if name in blueprint.keys:
                 cast = dtype is not None and tensor.is_floating_point() and tensor.dim() > 0
                 keep = name in blueprint.keys.optional or not cast
-                yield name if prefix_kept else place, tensor if keep else tensor.to(dtype)
+                place = name if prefix_kept else blueprint.keys.names[name]
+                yield place, tensor if keep else tensor.to(dtype)
             on_tensor(done + 1, total)
 
     weight_map, size = _write_shards(renamed(), output, shard_bytes)

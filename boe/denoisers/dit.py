@@ -1,7 +1,8 @@
-"""The diffusion transformer of MDLM and SEDD: rotary attention, adaLN conditioning.
+"""The diffusion transformer of MDLM, BD3-LM and SEDD: rotary attention, adaLN conditioning.
 
 Parameters have the names of the published checkpoints (the ``DIT`` and ``SEDD`` modules of
-kuleshov-group/mdlm and louaaron/Score-Entropy-Discrete-Diffusion). Attention is computed
+kuleshov-group/mdlm, kuleshov-group/bd3lms and
+louaaron/Score-Entropy-Discrete-Diffusion). Attention is computed
 by the :class:`AttentionMode` that a forward is given.
 """
 
@@ -64,6 +65,7 @@ class DiT(nn.Module):
         mode: AttentionMode,
         position_ids: Tensor,
         key_padding_mask: Tensor | None = None,
+        block_size: int | None = None,
     ) -> Tensor:
         """The head's input (B, N, D).
 
@@ -72,12 +74,13 @@ class DiT(nn.Module):
             sigma: (B,), total noise.
             position_ids: int64 (B, N), 0-based.
             key_padding_mask: bool (B, N), True at real tokens.
+            block_size: length of the blocks of block-causal attention, or ``None``.
         """
         condition = silu(self.sigma_map(sigma)).unsqueeze(1)
         rotation = self.rotary_emb(position_ids, embeds.dtype)
         x = embeds
         for block in self.blocks:
-            x = block(x, condition, rotation, mode, key_padding_mask)
+            x = block(x, condition, rotation, mode, key_padding_mask, block_size)
         return self.output_layer(x, condition)
 
 
@@ -151,6 +154,7 @@ class _Block(nn.Module):
         rotation: tuple[Tensor, Tensor],
         mode: AttentionMode,
         key_padding_mask: Tensor | None,
+        block_size: int | None,
     ) -> Tensor:
         modulation = self.adaLN_modulation(condition).chunk(6, dim=-1)
         shift_attention, scale_attention, gate_attention = modulation[:3]
@@ -158,7 +162,8 @@ class _Block(nn.Module):
         h = self.norm1(x) * (1 + scale_attention) + shift_attention
         q, k, v = self.attn_qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = _rotate(q, *rotation), _rotate(k, *rotation)
-        out = mode.attend(LayerCall(q, k, v, key_padding_mask, q.shape[-1] ** -0.5, None))
+        scale = q.shape[-1] ** -0.5
+        out = mode.attend(LayerCall(q, k, v, key_padding_mask, scale, block_size=block_size))
         x = x + gate_attention * self.attn_out(out.transpose(1, 2).flatten(2))
         h = self.norm2(x) * (1 + scale_mlp) + shift_mlp
         return x + gate_mlp * self.mlp(h)

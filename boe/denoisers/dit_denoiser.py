@@ -1,15 +1,15 @@
-"""MDLM and SEDD as denoisers.
+"""MDLM, BD3-LM and SEDD as denoisers.
 
-Both networks give unnormalised log-probabilities of the clean token at masked positions:
+The networks give unnormalised log-probabilities of the clean token at masked positions:
 
-- MDLM (SUBS parameterisation): the mask's logit is −∞, and observed positions are copied,
-  which the decoding loop does.
+- MDLM and BD3-LM (SUBS parameterisation): the mask's logit is −∞, and observed positions
+  are copied, which the decoding loop does.
 - SEDD: outputs are log-scores ln s_v = ln p(v | x) − ln(e^σ − 1) for the absorbing graph,
   so that softmax over the ids other than the mask gives p(v | x). The published scaling by
   −ln(e^σ − 1) − ln(V − 1) is the same for every id and drops out of it.
 
-MDLM is published with its time input set to zero. SEDD takes σ, and its surrogate forward
-(docs/method.md) is run at the noise level that follows the step.
+MDLM and BD3-LM are published with their time input set to zero. SEDD takes σ, and its
+surrogate forward (docs/method.md) is run at the noise level that follows the step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from boe.canvas import Canvas
-from boe.denoisers.attention_denoiser import AttentionDenoiser, HeadOutput, check_ids
+from boe.denoisers.attention_denoiser import (
+    AttentionDenoiser,
+    HeadOutput,
+    check_block_length,
+    check_ids,
+)
 from boe.denoisers.attention_modes import AttentionMode
 from boe.denoisers.base import DenoiserFacts, GradientRequest, Prediction, take_rows
 from boe.denoisers.dit import DiT
@@ -37,6 +42,7 @@ class DiTDenoiser(AttentionDenoiser):
         mask_id: id of the mask token; by default the last one.
         suppressed_ids: ids never to be written, besides the mask.
         noise: the range of σ of a time-conditioned model; ``None`` if time is zeroed.
+        block_length: make attention block-causal in blocks of this many positions.
 
     Raises:
         ValueError: an id is outside the vocabulary.
@@ -49,7 +55,9 @@ class DiTDenoiser(AttentionDenoiser):
         *,
         suppressed_ids: tuple[int, ...] = (),
         noise: NoiseRange | None = None,
+        block_length: int | None = None,
     ) -> None:
+        check_block_length(block_length)
         vocabulary = model.config.vocab_size
         mask_id = vocabulary - 1 if mask_id is None else mask_id
         self.model = model.eval().requires_grad_(False)
@@ -61,6 +69,7 @@ class DiTDenoiser(AttentionDenoiser):
             suppressed_ids=check_ids(vocabulary, mask_id, suppressed_ids),
             time_conditioned=noise is not None,
             max_length=model.config.length,
+            block_length=block_length,
         )
         self._surrogate_sigma: Tensor | None = None
 
@@ -117,7 +126,8 @@ class DiTDenoiser(AttentionDenoiser):
             position_ids = torch.arange(embeds.shape[1], device=embeds.device)
             position_ids = position_ids.expand(embeds.shape[0], -1)
         padding = canvas.valid if canvas is not None and canvas.padded else None
-        hidden = self.model(embeds, sigma, mode, position_ids, padding)
+        block_length = self.facts.block_length
+        hidden = self.model(embeds, sigma, mode, position_ids, padding, block_length)
         picked = take_rows(hidden, head_rows)
         logits = self.linear_head(picked[:, :0] if skip_head else picked)
         return HeadOutput(logits, picked, hidden)

@@ -124,7 +124,7 @@ class Interception(TorchFunctionMode):
         self.attentions += 1
         padding = self.canvas.valid if self.canvas.padded else None
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        return self.mode.attend(LayerCall(query, key, value, padding, scale, None))
+        return self.mode.attend(LayerCall(query, key, value, padding, scale))
 
     def _check_mask(self, mask: Tensor | None) -> None:
         """Refuse every mask but the canvas's padding. Waits for the device, once a mask."""

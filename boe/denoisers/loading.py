@@ -7,13 +7,13 @@ LMs, and models that come with code of their own, which is run only when that is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from boe.denoisers.attention_denoiser import AttentionDenoiser
+from boe.denoisers.attention_denoiser import AttentionDenoiser, check_block_length
 from boe.denoisers.base import UnsupportedModel
 from boe.denoisers.checkpoint import Checkpoint, first_line, read_config, refuse_pickles
 from boe.denoisers.published import FORMATS, Blueprint, blueprint_of
@@ -43,6 +43,7 @@ def load_model(
     tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    block_length: int | None = None,
 ) -> LoadedModel:
     """Load a masked language model as a denoiser.
 
@@ -55,6 +56,8 @@ def load_model(
         allow_pickle: accept weights that are stored as pickles.
         trust_remote_code: run the Python code that the checkpoint comes with, if it is
             no model that we build ourselves.
+        block_length: of a block-causal model that was trained with other blocks than its
+            config or family says.
 
     Raises:
         FileNotFoundError: nothing can be loaded from ``source``; the message says why.
@@ -62,6 +65,14 @@ def load_model(
             used (see :class:`boe.denoisers.transformers_model.TransformersDenoiser`).
     """
     folder, blueprint = _published(str(source), allow_pickle)
+    if block_length is not None:
+        check_block_length(block_length)
+        if blueprint is None or blueprint.block_length is None:
+            raise UnsupportedModel(
+                f"block_length is for block-causal models, which {source} is not: its positions "
+                "see each other"
+            )
+        blueprint = replace(blueprint, block_length=block_length)
     if blueprint is not None:
         words = load_tokenizer(folder, blueprint, tokenizer)
         mask_id = choose_mask_id(blueprint, words, mask_id, folder)
@@ -96,7 +107,9 @@ def build_published(
     """
     model = blueprint.build()
     load_weights(checkpoint, model, blueprint.keys, device=device, dtype=dtype)
-    return blueprint.denoiser(model, mask_id, suppressed_ids)
+    if blueprint.block_length is None:
+        return blueprint.denoiser(model, mask_id, suppressed_ids)
+    return blueprint.denoiser(model, mask_id, suppressed_ids, block_length=blueprint.block_length)
 
 
 def load_tokenizer(
@@ -114,10 +127,11 @@ def load_tokenizer(
     try:
         if own:
             # Named, since AutoTokenizer asks the config, whose classes come with its code.
-            return getattr(transformers, blueprint.tokenizer).from_pretrained(place)
+            kind = blueprint.tokenizer or "PreTrainedTokenizerFast"
+            return getattr(transformers, kind).from_pretrained(place)
         return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:
-        if own and blueprint.default_mask_id is not None:
+        if own and blueprint.tokenizer is None:
             raise FileNotFoundError(
                 f"{place} holds no tokenizer, as {blueprint.format} checkpoints are published "
                 "without one; give tokenizer, usually 'gpt2'"

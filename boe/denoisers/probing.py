@@ -50,7 +50,7 @@ def probe(denoiser: TransformersDenoiser, mask_id: int) -> Capabilities:
     ids = _probe_ids(denoiser, mask_id)
     recording = Recording()
     try:
-        expected = denoiser.model(input_ids=ids, boe_mode=recording).logits
+        expected = denoiser.model(input_ids=ids, **denoiser.attention_options(recording)).logits
     except TypeError as error:
         raise UnsupportedModel(f"{name} does not take extra forward arguments: {error}") from error
     if not recording.layers:

@@ -20,6 +20,7 @@ from boe.canvas import Canvas
 from boe.denoisers.attention_denoiser import (
     AttentionDenoiser,
     HeadOutput,
+    check_block_length,
     check_ids,
     check_shift,
 )
@@ -42,6 +43,7 @@ class TransformersDenoiser(AttentionDenoiser):
         mask_id: id of the mask token.
         suppressed_ids: ids never to be written, besides the mask.
         logits_shift: −1 if row j − 1 of the logits predicts position j.
+        block_length: make attention block-causal in blocks of this many positions.
 
     Raises:
         UnsupportedModel: attention does not go through transformers' interface, or the
@@ -55,6 +57,7 @@ class TransformersDenoiser(AttentionDenoiser):
         *,
         suppressed_ids: tuple[int, ...] = (),
         logits_shift: int = 0,
+        block_length: int | None = None,
     ) -> None:
         self.embedding: nn.Embedding = model.get_input_embeddings()
         self.head: Any = model.get_output_embeddings()
@@ -63,6 +66,7 @@ class TransformersDenoiser(AttentionDenoiser):
         vocabulary = self.embedding.weight.shape[0]
         suppressed_ids = check_ids(vocabulary, mask_id, suppressed_ids)
         check_shift(logits_shift)
+        check_block_length(block_length)
         register_attention()
         model.eval().requires_grad_(False)
         try:
@@ -73,6 +77,7 @@ class TransformersDenoiser(AttentionDenoiser):
             ) from error
         self.model = model
         self.name = type(model).__name__
+        self.block_length = block_length
         self.capabilities = Capabilities()
         self.capabilities = probe(self, mask_id)
         self.replay_refusal = self.capabilities.replay_refusal
@@ -83,6 +88,7 @@ class TransformersDenoiser(AttentionDenoiser):
             suppressed_ids=suppressed_ids,
             logits_shift=logits_shift,
             max_length=None if longest is None else longest - self.capabilities.position_offset,
+            block_length=block_length,
         )
 
     @property
@@ -101,6 +107,13 @@ class TransformersDenoiser(AttentionDenoiser):
     def embed(self, ids: Tensor) -> Tensor:
         return self.embedding(ids)
 
+    def attention_options(self, mode: AttentionMode) -> dict[str, Any]:
+        """The keywords that carry our attention through the model's forward."""
+        options: dict[str, Any] = {"boe_mode": mode}
+        if self.block_length is not None:
+            options["boe_block_size"] = self.block_length
+        return options
+
     def run(
         self,
         embeds: Tensor,
@@ -117,7 +130,7 @@ class TransformersDenoiser(AttentionDenoiser):
         inputs: dict[str, Any] = {
             "inputs_embeds": embeds,
             "position_ids": position_ids + self.capabilities.position_offset,
-            "boe_mode": mode,
+            **self.attention_options(mode),
         }
         if canvas is not None and canvas.padded:
             inputs["attention_mask"] = canvas.valid

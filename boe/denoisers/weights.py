@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -44,36 +45,69 @@ class KeyReport:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Rows [start, stop) of a stored tensor, and where they go: ``place[index]``."""
+
+    place: str
+    index: tuple[int | slice, ...] = (slice(None),)
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A stored tensor of ``shape`` that is part of a parameter, or holds several."""
+
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
 class KeyMap:
     """Names in the checkpoint and the parameters that they become.
 
     Attributes:
         names: parameter of the model by name in the checkpoint.
+        pieces: tensors that are cut up or put together (fused projections, experts), by
+            name in the checkpoint. Together they must fill their parameters.
         optional: names in the checkpoint that may be absent, because the model computes
             them itself.
         ignored: names in the checkpoint that carry nothing the model needs.
     """
 
     names: Mapping[str, str]
+    pieces: Mapping[str, Pieces] = field(default_factory=dict)
     optional: frozenset[str] = field(default_factory=frozenset)
     ignored: frozenset[str] = field(default_factory=frozenset)
 
     def compare(self, checkpoint: Checkpoint, model: nn.Module) -> KeyReport:
         """What does not fit, found from headers alone."""
         stored = checkpoint.tensors
-        shapes = {name: tuple(t.shape) for name, t in _places(model).items()}
-        needed = [name for name in self.names if name not in self.optional]
+        sizes = {name: tuple(t.shape) for name, t in _places(model).items()}
+        shapes = {name: sizes[place] for name, place in self.names.items()}
+        shapes |= {name: parts.shape for name, parts in self.pieces.items()}
+        needed = [name for name in shapes if name not in self.optional]
         return KeyReport(
             missing=tuple(name for name in needed if name not in stored),
             unexpected=tuple(
-                name for name in stored if name not in self.names and name not in self.ignored
+                name for name in stored if name not in shapes and name not in self.ignored
             ),
             misshaped=tuple(
-                (name, stored[name].shape, shapes[place])
-                for name, place in self.names.items()
-                if name in stored and stored[name].shape != shapes[place]
+                (name, stored[name].shape, due)
+                for name, due in shapes.items()
+                if name in stored and stored[name].shape != due
             ),
         )
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the tensor stored under ``name`` becomes a parameter or part of one."""
+        return name in self.names or name in self.pieces
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self.names, self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.names) + len(self.pieces)
 
 
 def load_weights(
@@ -97,11 +131,15 @@ def load_weights(
         raise CheckpointError(f"cannot load {checkpoint.folder}: weights do not fit: {report}")
     dtype = checkpoint.dtype if dtype is None else dtype
     for name, tensor in checkpoint.stream(device):
+        if name in keys.pieces:
+            for piece in keys.pieces[name].pieces:
+                part = _room_for(model, piece.place, device, dtype)[piece.index]
+                part.copy_(tensor[piece.start : piece.stop])
+            continue
         place = keys.names.get(name)
         if place is None:
             continue
-        owner_name, _, leaf = place.rpartition(".")
-        owner = model.get_submodule(owner_name)
+        owner, leaf = _owner(model, place)
         if leaf in owner._buffers:
             owner.register_buffer(leaf, tensor)
         else:
@@ -115,6 +153,24 @@ def load_weights(
             f"cannot load {checkpoint.folder}: {listed('no weights for', hollow)}"
         )
     model.to(device)
+
+
+def _room_for(
+    model: nn.Module, place: str, device: str | torch.device, dtype: torch.dtype
+) -> Tensor:
+    """The parameter ``place``, with memory."""
+    owner, leaf = _owner(model, place)
+    parameter = owner.get_parameter(leaf)
+    if parameter.is_meta:
+        memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+        parameter = nn.Parameter(memory, requires_grad=False)
+        setattr(owner, leaf, parameter)
+    return parameter
+
+
+def _owner(model: nn.Module, place: str) -> tuple[nn.Module, str]:
+    owner, _, leaf = place.rpartition(".")
+    return model.get_submodule(owner), leaf
 
 
 def _places(model: nn.Module) -> dict[str, Tensor]:

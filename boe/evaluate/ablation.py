@@ -14,7 +14,7 @@ from boe.evaluate.statistics import holm
 from boe.evaluate.stored import with_setting
 from boe.evaluate.study import Cell, Group, Study
 from boe.samplers import BoE, Strategy, sampler_from, spec_of
-from boe.samplers.boe import ACTIVE_SETS, GATES, NORMALISATIONS, PROBE_SETS
+from boe.samplers.boe import ACTIVE_SETS, BETWEEN, GATES, NORMALISATIONS, PROBE_SETS
 from boe.samplers.candidates import CANDIDATE_RULES
 from boe.tasks import TaskItem
 
@@ -66,6 +66,20 @@ AXES: tuple[Axis, ...] = (
     _options("normalise", "normalisation", NORMALISATIONS),
     _options("top_k", "tokens in a soft write", (None, 1, 4, 16)),
     _options("tolerance", "tolerance", (None, 0.0, 0.01, 0.05, 0.2)),
+    _options("sure", "no gradient where the greedy choice is", (None, 0.9, 0.99, 0.999)),
+    _options("certainty", "weight κ of certainty", (0.0, 1.0, 8.0, 32.0)),
+    Axis(
+        "every",
+        "scoring only every s steps",
+        {
+            "1": {"every": 1},
+            **{
+                f"{s}, then by {between}": {"every": s, "between": between}
+                for s in (2, 4)
+                for between in BETWEEN
+            },
+        },
+    ),
 )
 """The paper's Table 5 (gate, anti-collapse, active rows, ρ) and our own choices."""
 

@@ -15,6 +15,7 @@ from boe.evaluate.running import Run
 from boe.evaluate.settings import Setting
 from boe.evaluate.statistics import clustered_interval, mcnemar_p_value, sign_flip_p_value
 from boe.evaluate.study import Cell, Study
+from boe.evaluate.text_quality import TextResults
 
 SCHEMA = "boe/compare/2"
 AXES = ("flop_equiv", "seconds")
@@ -119,6 +120,7 @@ class Comparison:
     Attributes:
         equal_cost: all curves at the costs of the reference's settings, by axis.
         records: all of them, or none where they were left out of the file.
+        text: measures of all texts together, where the task writes prose.
     """
 
     study: Study
@@ -130,6 +132,7 @@ class Comparison:
     equal_cost: tuple[Level, ...]
     residual: tuple[ResidualCurve, ...] = ()
     records: tuple[Record, ...] = ()
+    text: TextResults | None = None
 
     def as_json(self, records: bool = True) -> dict[str, Any]:
         """The documented form (docs/command-line.md)."""
@@ -144,6 +147,8 @@ class Comparison:
             "equal_cost": [asdict(level) for level in self.equal_cost],
             "residual_entropy": [row_as_json(curve) for curve in self.residual],
         }
+        if self.text is not None:
+            content["text"] = self.text.as_json()
         if records:
             content["records"] = [record.as_json() for record in self.records]
         return content

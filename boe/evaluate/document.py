@@ -27,6 +27,7 @@ from boe.evaluate.tables import (
     pairs_table,
     pivot_table,
     summary_table,
+    text_table,
 )
 
 _SECTION = re.compile(
@@ -161,6 +162,7 @@ def _about(result: Result) -> str:
 _TABLES: dict[str, tuple[type, Callable[[Any], str]]] = {
     "summary": (Comparison, lambda r: summary_table(r).as_markdown()),
     "pivot": (Comparison, lambda r: pivot_table(r).as_markdown()),
+    "text": (Comparison, lambda r: _text(r)),
     "pairs": (Comparison, lambda r: pairs_table(r, _boes(r)).as_markdown()),
     "equal-cost": (Comparison, lambda r: equal_cost_table(r, AXES[0]).as_markdown()),
     "equal-time": (Comparison, lambda r: equal_cost_table(r, AXES[1]).as_markdown()),
@@ -190,6 +192,12 @@ _FIGURES: dict[str, tuple[type, str, str, Callable[[Any, Path], None]]] = {
     ),
 }
 VIEWS = (*_TABLES, *_FIGURES, "about")
+
+
+def _text(comparison: Comparison) -> str:
+    if comparison.text is None:
+        raise ValueError(f"task {comparison.study.task} writes no prose that could be measured")
+    return text_table(comparison.text).as_markdown()
 
 
 def _boes(comparison: Comparison) -> list[str]:

@@ -17,6 +17,7 @@ from boe.evaluate.tables import (
     records_csv,
     summaries_csv,
     summary_table,
+    text_table,
 )
 
 
@@ -51,6 +52,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     if not comparison.complete:
         parts.append("Interrupted: not everything was decoded.")
     parts += ["## Accuracy and cost", summary_table(comparison).as_markdown()]
+    if comparison.text is not None:
+        parts += ["## What was written", text_table(comparison.text).as_markdown()]
     for axis in AXES:
         if any(level.axis == axis for level in comparison.equal_cost):
             parts += [

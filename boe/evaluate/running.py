@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +69,11 @@ def run_study(
     if items is None:
         items = task.items(study.items, study.item_seed, study.split)
     where, identity = environment(), fingerprint(denoiser)
-    base = {
-        "boe": boe.__version__,
-        "task": study.task,
-        "difficulty": study.difficulty,
-        "split": study.split,
-        "item_seed": study.item_seed,
-        "denoiser": identity,
-        "batch_size": study.batch_size,
-        "environment": where,
-    }
     cells = list(study.cells())
-    keys = {cell: {**base, **_identity(cell), "kind": "decode"} for cell in cells}
-    trace_keys = {cell: {**base, **_identity(cell), "kind": "trace"} for cell in cells}
-    run = Run(study, where, identity, [], {})
-    run.resumed = sum(len(_stored(store, key, items)) for key in keys.values())
+    keys = _keys(study, identity, where, "decode")
+    trace_keys = _keys(study, identity, where, "trace")
+    resumed = sum(len(_stored(store, key, items)) for key in keys.values())
+    complete = False
     try:
         warm = False
         for batch in _batches(items, study.batch_size):
@@ -103,16 +93,55 @@ def run_study(
                     traces = trace(denoiser, missing, cell)
                     _append(store, trace_keys[cell], missing, [t.as_json() for t in traces])
                 on_record(cell, len(batch))
-        run.complete = True
+        complete = True
     except KeyboardInterrupt:
         pass
-    for cell in cells:
-        found = _stored(store, keys[cell], items)
-        run.records += [Record.of(cell, outcome) for outcome in found]
+    return replace(
+        stored_run(study, items, store, identity, where), complete=complete, resumed=resumed
+    )
+
+
+def stored_run(
+    study: Study,
+    items: Sequence[TaskItem],
+    store: RecordStore,
+    denoiser: str | None,
+    where: Mapping[str, Any],
+) -> Run:
+    """What a store has of a study, as far as it goes.
+
+    Args:
+        items: of the task, those that are asked for.
+        denoiser, where: fingerprint and :func:`environment` that the results were made with.
+
+    Raises:
+        ValueError: the store holds results for other items of the same number.
+    """
+    run = Run(study, dict(where), denoiser, [], {})
+    trace_keys = _keys(study, denoiser, where, "trace")
+    for cell, key in _keys(study, denoiser, where, "decode").items():
+        run.records += [Record.of(cell, outcome) for outcome in _stored(store, key, items)]
         traced = _stored(store, trace_keys[cell], items[: study.traced])
         if traced:
             run.traces[cell] = [Trace.from_json(content) for content in traced]
     return run
+
+
+def _keys(
+    study: Study, denoiser: str | None, where: Mapping[str, Any], kind: str
+) -> dict[Cell, dict[str, Any]]:
+    """What decides the results of each cell."""
+    base = {
+        "boe": boe.__version__,
+        "task": study.task,
+        "difficulty": study.difficulty,
+        "split": study.split,
+        "item_seed": study.item_seed,
+        "denoiser": denoiser,
+        "batch_size": study.batch_size,
+        "environment": dict(where),
+    }
+    return {cell: {**base, **_identity(cell), "kind": kind} for cell in study.cells()}
 
 
 def describe(sampler: str) -> str:

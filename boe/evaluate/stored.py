@@ -18,6 +18,7 @@ from boe.evaluate.record import Record
 from boe.evaluate.running import Run
 from boe.evaluate.settings import Setting
 from boe.evaluate.study import Group, Study
+from boe.evaluate.text_quality import TextResults
 
 VERSION_1 = "boe/compare/1"
 
@@ -33,6 +34,7 @@ def comparison_from_json(content: Mapping[str, Any]) -> Comparison:
         return analyse(_version_1(content))
     if schema != SCHEMA:
         raise ValueError(f"schema must be {SCHEMA} or {VERSION_1}, got {schema!r}")
+    text = content.get("text")
     return Comparison(
         study=Study.from_json(content["study"]),
         environment=content["environment"],
@@ -43,6 +45,7 @@ def comparison_from_json(content: Mapping[str, Any]) -> Comparison:
         equal_cost=tuple(_level(row) for row in content["equal_cost"]),
         residual=tuple(ResidualCurve(**with_setting(row)) for row in content["residual_entropy"]),
         records=tuple(Record.from_json(row) for row in content.get("records", ())),
+        text=None if text is None else TextResults.from_json(text),
     )
 
 

@@ -11,6 +11,7 @@ from boe.evaluate.ablation import Ablation
 from boe.evaluate.comparison import Comparison, Summary, curve_name
 from boe.evaluate.record import COSTS, Record
 from boe.evaluate.settings import Setting
+from boe.evaluate.text_quality import TextQuality, TextResults
 
 COST_NAMES = {
     "nfe_forward": "forwards",
@@ -132,6 +133,29 @@ def equal_cost_table(comparison: Comparison, axis: str = "flop_equiv") -> Table:
         unit = f"{level.cost:.1f}" if axis != "seconds" else f"{level.cost:.3f}"
         rows.append((f"{unit} ({level.origin})", *cells))
     return Table((COST_NAMES[axis], *map(code, names)), tuple(rows))
+
+
+def text_table(results: TextResults) -> Table:
+    """The measures of what was written, a row per sampler and setting, real text first."""
+    rows = [("real text", "", *_text_cells(results.real))]
+    rows += [
+        (code(row.sampler), str(row.setting), *_text_cells(row.quality)) for row in results.rows
+    ]
+    columns = ("texts by", "setting", "texts", "perplexity", "95 %", "unigram entropy", "95 %")
+    return Table((*columns, "distinct", "MAUVE"), tuple(rows), labels=2)
+
+
+def _text_cells(quality: TextQuality) -> tuple[str, ...]:
+    perplexity, entropy = quality.perplexity_interval, quality.unigram_entropy_interval
+    return (
+        str(quality.texts),
+        f"{quality.perplexity:.1f}",
+        f"{perplexity[0]:.1f}–{perplexity[1]:.1f}",
+        f"{quality.unigram_entropy:.2f}",
+        f"{entropy[0]:.2f}–{entropy[1]:.2f}",
+        percent(quality.distinct),
+        "–" if quality.mauve is None else f"{quality.mauve:.3f}",
+    )
 
 
 def ablation_table(ablation: Ablation) -> Table:

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from boe.decoding import Account, Item, generate
+from boe.decoding.prefix import PrefixKV
 from boe.denoisers import Denoiser
 from boe.lm_eval.requests import Asked, Wish
 from boe.lm_eval.settings import EvaluationSettings
-from boe.lm_eval.texts import Texts
+from boe.text.tokenization import Texts
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -131,6 +132,7 @@ class Generator:
                 temperature=wish.temperature,
                 top_p=wish.top_p,
                 guidance=settings.cfg,
+                prefix_kv=cast(PrefixKV, settings.prefix_kv),
                 suppress=self._suppress,
                 delay=self._delay,
                 stop=[(token,) for token in self.ends] if early else (),

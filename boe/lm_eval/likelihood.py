@@ -18,7 +18,7 @@ from boe.canvas import Canvas
 from boe.decoding import Account, TokensPerStep, generate
 from boe.decoding.draws import seeded
 from boe.decoding.forwards import Forwards
-from boe.denoisers import Denoiser
+from boe.denoisers import Denoiser, UnsupportedModel
 from boe.lm_eval.generation import halving
 from boe_kernels import pad_rows
 
@@ -96,7 +96,14 @@ class LikelihoodEstimator:
 
         Raises:
             ValueError: an id that the model never writes, so that its probability is zero.
+            UnsupportedModel: the model is block-causal: its bound is a sum over blocks, each
+            given the unmasked ones before it, which these draws are not.
         """
+        if self.denoiser.facts.block_length is not None:
+            raise UnsupportedModel(
+                "the likelihood of a block-causal model is bounded block by block, which is not "
+                "implemented: masks in several blocks at once would bound something else"
+            )
         began = time.perf_counter()
         never = set(passage.scored) & set(self.denoiser.facts.suppressed_ids)
         if never:

@@ -11,16 +11,16 @@ from lm_eval.api.model import LM
 from torch import Tensor
 from tqdm import tqdm
 
-from boe.cli.placement import dtype_named
 from boe.decoding import Account
 from boe.denoisers.loading import LoadedModel, load_model
+from boe.denoisers.placement import dtype_named
 from boe.lm_eval.costs import CostLog, CostRecord, read_costs, summarise
 from boe.lm_eval.generation import Answer, Generator
 from boe.lm_eval.likelihood import LikelihoodEstimator, Passage, windows
 from boe.lm_eval.ranks import Ranks
 from boe.lm_eval.requests import Asked, asked
 from boe.lm_eval.settings import EvaluationSettings
-from boe.lm_eval.texts import Texts
+from boe.text.tokenization import Texts
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
+from boe.decoding.prefix import check_prefix_name
 from boe.denoisers.base import Engine
 from boe.samplers import BoE, FrontLoaded, Strategy, TokensPerStep, sampler_from
 from boe.samplers.budgets import Budget
@@ -37,6 +38,7 @@ class EvaluationSettings:
         temperature, top_p: of the draws; if ``None`` what the task asks for where it
             samples, and else the sampler's own.
         cfg: w of classifier-free guidance, in generation and likelihood.
+        prefix_kv: keys and values of frozen tokens, as in :func:`boe.generate`.
         suppress: tokens that are never written.
         delay: tokens whose positions are revealed last.
         eos: tokens that end an answer; by default the tokenizer's end of text and of turn.
@@ -67,6 +69,7 @@ class EvaluationSettings:
     temperature: float | None = None
     top_p: float | None = None
     cfg: float = 0.0
+    prefix_kv: str = "recompute"
     suppress: tuple[str, ...] = ()
     delay: tuple[str, ...] = ()
     eos: tuple[str, ...] | None = None
@@ -100,6 +103,7 @@ class EvaluationSettings:
             raise ValueError("give steps or tokens_per_step, not both")
         if not (self.cfg >= 0.0 and math.isfinite(self.cfg)):
             raise ValueError(f"cfg must be finite and not negative, got {self.cfg}")
+        check_prefix_name(self.prefix_kv)
         _ = self.strategy
 
     @classmethod

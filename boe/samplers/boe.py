@@ -33,6 +33,7 @@ from boe_kernels.tis_scores import NORMALISATIONS as NORMALISATIONS
 
 PROBE_SETS = ("complement", "masked", "masked_minus_self")
 ACTIVE_SETS = ("candidates", "candidates_probes", "masked", "bridges", "all")
+GUIDANCE_GRADIENTS = ("conditional", "combined")
 BETWEEN = ("last", "confidence")
 BRIDGE_RULES = ("received_paid", "received", "hidden_change", "random")
 
@@ -78,6 +79,9 @@ class BoE(Sampler):
             or "minmax".
         engine: "replay", "late" or "dense".
         top_k: soft writes from the k most probable ids only.
+        guidance_gradient: under classifier-free guidance, the gradient of the "conditional"
+            branch's entropies, or of the guided distribution's, through both branches
+            ("combined"), for twice the rows.
         every: score every so many steps of a block, the first included; the steps between
             cost no gradient.
         between: how these rank the candidates: by the "last" scores, then, where there
@@ -87,7 +91,7 @@ class BoE(Sampler):
     candidates: str = "confidence"
     rho: float = 0.25
     tolerance: float | None = 0.01
-    sure: float | None = None
+    sure: float | None = 0.99
     certainty: float = 0.0
     probes: str = "complement"
     max_probes: int | None = None
@@ -103,6 +107,7 @@ class BoE(Sampler):
     normalise: str = "none"
     engine: Engine = "replay"
     top_k: int | None = None
+    guidance_gradient: str = "conditional"
     every: int = 1
     between: str = "last"
 
@@ -117,6 +122,7 @@ class BoE(Sampler):
             ("gate", GATES),
             ("normalise", NORMALISATIONS),
             ("engine", ENGINES),
+            ("guidance_gradient", GUIDANCE_GRADIENTS),
             ("between", BETWEEN),
         ):
             if getattr(self, field) not in choices:
@@ -158,6 +164,17 @@ class BoE(Sampler):
             raise ValueError(
                 "bridge_rule='hidden_change' needs alpha > 0: at 0 no hidden state changes"
             )
+        if self.guidance_gradient == "combined":
+            if self.engine != "replay":
+                raise ValueError(
+                    "guidance_gradient='combined' needs engine='replay', "
+                    f"got engine={self.engine!r}"
+                )
+            if self.active == "bridges" and self.bridge_rule != "random":
+                raise ValueError(
+                    f"bridge_rule={self.bridge_rule!r} ranks the rows of one branch; with "
+                    "guidance_gradient='combined' use another active set, or bridge_rule='random'"
+                )
         if self.engine != "replay":
             if self.alpha > 0.0 and self.context == "frozen":
                 raise ValueError(
@@ -185,6 +202,7 @@ class BoE(Sampler):
                 candidates="confidence",
                 rho=0.25,
                 tolerance=None,
+                sure=None,
                 gate="paper",
                 penalty=0.2,
                 floor=0.3,
@@ -198,6 +216,10 @@ class BoE(Sampler):
     def keep(self) -> Keep:
         return required_keep(self.engine, self.active == "bridges" and self.bridge_rule != "random")
 
+    @property
+    def combines(self) -> bool:
+        return self.guidance_gradient == "combined"
+
     def steers(self, clock: Clock) -> bool:
         return clock.index % self.every == 0
 
@@ -206,7 +228,9 @@ class BoE(Sampler):
         probes = self._choose_probes(step, chosen)
         # Where nothing is steered the candidates win, the most confident first.
         unsteered = torch.where(chosen, step.stats.top1, -torch.inf)
-        due = torch.tensor([self.steers(clock) for clock in step.clocks], device=chosen.device)
+        due = torch.ones_like(step.budget, dtype=torch.bool)
+        if self.every > 1:
+            due = step.of_rows(self.steers).squeeze(1).bool()
         recalls = self.every > 1 and self.between == "last"
         if recalls:
             last = by_last_scores(step, unsteered)

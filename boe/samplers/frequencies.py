@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,26 @@ class BackgroundFrequencies:
                 )
             counts += ids.bincount(minlength=vocab_size)
         return cls(counts)
+
+    @classmethod
+    def of_texts(
+        cls,
+        texts: Iterable[str],
+        tokenizer: Callable[..., Mapping[str, Any]],
+        vocab_size: int,
+    ) -> BackgroundFrequencies:
+        """Count the tokens of texts, such as the lines of a corpus.
+
+        Args:
+            tokenizer: a transformers tokenizer; it adds no special tokens here.
+            vocab_size: the model's, which may be more than the tokenizer's.
+
+        Raises:
+            ValueError: as :meth:`of_ids`.
+        """
+        return cls.of_ids(
+            (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts), vocab_size
+        )
 
     @property
     def vocab_size(self) -> int:

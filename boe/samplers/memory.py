@@ -39,6 +39,12 @@ class Memory:
     def put(self, name: str, value: Tensor, fill: float) -> None:
         self._entries[name] = (value, fill)
 
+    def copy(self) -> Memory:
+        """A memory of the same tensors, to which a step can put without changing this one."""
+        twin = Memory()
+        twin._entries = dict(self._entries)
+        return twin
+
     def select(self, rows: Sequence[int]) -> Memory:
         """The memory of the given batch rows."""
         chosen = Memory()

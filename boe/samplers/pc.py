@@ -29,7 +29,8 @@ class PCSampler(Sampler):
 
     Attributes:
         frequencies: a file that :meth:`BackgroundFrequencies.save` wrote, or the object;
-            "uniform" for no calibration (confidence that fades with distance).
+            "uniform" for no calibration: −ln f is then 1, and the score confidence that
+            fades with distance.
         decay: λ. The authors use 0.25, on Sudoku 0 and on Countdown 0.5 or 1.
         clip: α, nats.
         form: "exponential" or "linear".
@@ -60,7 +61,7 @@ class PCSampler(Sampler):
             raise ValueError(f"clip must be above 0, got {self.clip}")
 
     def score(self, step: Step) -> Scores:
-        rarity = -(self._frequency(step)[step.proposal] + 1e-9).log()
+        rarity = self._rarity(step)
         calibrated = (step.proposal_probability.double() * rarity).clamp_max(self.clip)
         distance = (step.positions - step.of_rows(lambda clock: clock.start)).clamp_min(0.0)
         parts = {"rarity": rarity, "calibrated": calibrated}
@@ -73,12 +74,13 @@ class PCSampler(Sampler):
         place = (length - distance) / length
         return Scores((1.0 - self.decay) * confidence + self.decay * place, parts)
 
-    def _frequency(self, step: Step) -> Tensor:
+    def _rarity(self, step: Step) -> Tensor:
+        """−ln of the proposed tokens' frequencies, float64 (B, P)."""
         vocabulary = step.denoiser.facts.vocab_size
-        device = step.positions.device
         if self.frequencies == UNIFORM:
-            share = 1.0 / vocabulary
-            return torch.full((vocabulary,), share, dtype=torch.float64, device=device)
+            # ln V would do as well, but for the clip: beyond e^α tokens it would cut off the
+            # confidence itself.
+            return torch.ones_like(step.stats.entropy, dtype=torch.float64)
         background = self.frequencies
         if isinstance(background, str):
             background = _load(background)
@@ -86,7 +88,8 @@ class PCSampler(Sampler):
             raise ValueError(
                 f"frequencies are of {background.vocab_size} tokens; the model has {vocabulary}"
             )
-        return background.frequency().to(device)
+        frequency = background.frequency().to(step.positions.device)
+        return -(frequency[step.proposal] + 1e-9).log()
 
 
 def _load(path: str) -> BackgroundFrequencies:

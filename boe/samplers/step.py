@@ -149,12 +149,17 @@ class Step:
             rows: int64 (N,), which row each of them comes from.
             ids: int64 (N, L).
             extra: bool (N, L), positions to predict besides the masked ones.
+
+        Of a block-causal model, positions up to the end of the current block are predicted.
         """
         order = rows.tolist()
         canvas = Canvas(ids, tuple(self.canvas.lengths[row] for row in order))
         wanted = canvas.masked(self.denoiser.facts.mask_id)
         if extra is not None:
             wanted = wanted | (extra & canvas.valid)
+        if self.denoiser.facts.block_length is not None:
+            ends = torch.tensor([self.clocks[row].end for row in order], device=ids.device)
+            wanted = wanted & (torch.arange(ids.shape[1], device=ids.device) < ends[:, None])
         prediction = self.forwards.predict(canvas, self.given[rows], pad_rows(wanted))
         return prediction, entropy_stats(prediction.logits)
 

@@ -63,6 +63,9 @@ class Strategy:
     def keep(self) -> Keep:
         return self.which.keep
 
+    def steers(self, clock: Clock) -> bool:
+        return self.which.steers(clock)
+
     def plan(self, planned: tuple[int, ...]) -> tuple[int, ...]:
         own = self.which.plan(planned)
         return own if self.remask is None else self.remask.plan(own)
@@ -75,6 +78,11 @@ class Strategy:
         if self.which.takes_back or (self.remask is not None and isinstance(self.which, Ancestral)):
             return self.duration(plan)
         return max((k + 1 for k, change in enumerate(plan) if change < 0), default=0)
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether written tokens of the current block may become masks again."""
+        return self.which.takes_back or self.remask is not None
 
     def observes(self, clock: Clock) -> bool:
         return self.which.observes(clock) or (

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from boe.denoisers.base import Prediction
-from boe.samplers.step import gumbel_of
-from boe_kernels import EntropyStats
+from boe_kernels import EntropyStats, sample_tokens
+from boe_kernels.token_sampling.api import LEAST_TEMPERATURE
+from boe_kernels.token_sampling.noise import gumbel_noise
+
+# Odd, so that no two positions share a seed; the op mixes the bits.
+_STRIDE = 0x5851F42D4C957F2D
+_HALF = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,9 @@ class Tokens:
     """How tokens are drawn.
 
     Attributes:
-        temperature: 0 writes the most probable token; above, tokens are drawn from
-            softmax(z / temperature) by float64 Gumbel noise. ``None``: the policy's own.
+        temperature: 0 writes the most probable token; from 1e-6 on, tokens are drawn from
+            softmax(z / temperature) by Gumbel noise of 64 bits
+            (:func:`boe_kernels.sample_tokens`). ``None``: the policy's own.
         top_p: draw from the nucleus (Holtzman et al., 2020): the most probable tokens
             whose inclusive cumulative probability is at most this, and always the first.
             ReMDM uses 0.9 in all its text runs.
@@ -39,8 +45,15 @@ class Tokens:
 
 
 def check_temperature(temperature: float | None) -> None:
-    if temperature is not None and not (temperature >= 0 and math.isfinite(temperature)):
+    if temperature is None:
+        return
+    if not (temperature >= 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be finite and not negative, got {temperature}")
+    if 0.0 < temperature < LEAST_TEMPERATURE:
+        raise ValueError(
+            f"temperature must be 0, which writes the most probable token, or at least "
+            f"{LEAST_TEMPERATURE:g}, got {temperature}"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,32 +88,52 @@ def propose(
             z = logits.double()
             log_p = z.amax(dim=-1) - z.logsumexp(dim=-1)
         return Proposal(stats.argmax, stats.top1, stats.top1, log_p)
-    proposal = stats.argmax.clone()
     truncated = temperature != 1.0 or tokens.top_p < 1.0
-    drawn = torch.zeros_like(stats.top1)
-    log_p = torch.zeros_like(stats.top1, dtype=torch.float64) if noised else None
-    for row, generator in enumerate(generators):
-        count = int((prediction.positions[row] >= 0).sum())
-        z = logits[row, :count].double()
-        noise = torch.rand(z.shape, generator=generator, dtype=torch.float64, device=z.device)
-        z = z / temperature
-        if tokens.top_p < 1.0:
-            z = _nucleus(z, tokens.top_p)
-        noisy = z + gumbel_of(noise)
-        proposal[row, :count] = noisy.argmax(dim=-1)
-        if truncated:
-            chosen = z.gather(-1, proposal[row, :count, None]).squeeze(-1)
-            drawn[row, :count] = (chosen - z.logsumexp(dim=-1)).exp().to(drawn.dtype)
-        if log_p is not None:
-            log_p[row, :count] = noisy.amax(dim=-1) - noisy.logsumexp(dim=-1)
+    seeds = slot_seeds(prediction.positions, generators)
+    allowed = logits
+    if tokens.top_p < 1.0:
+        # Sequence by sequence: float64 logits of a whole batch may not fit.
+        outside = [_outside_nucleus(row.double() / temperature, tokens.top_p) for row in logits]
+        allowed = logits.masked_fill(torch.stack(outside), -torch.inf)
+    proposal = sample_tokens(allowed, seeds, temperature=temperature).token
     chosen = logits.gather(-1, proposal.unsqueeze(-1)).squeeze(-1)
     probability = (chosen - stats.logsumexp).exp()
-    return Proposal(proposal, probability, drawn if truncated else probability, log_p)
+    drawn = probability
+    log_p = torch.zeros_like(stats.top1, dtype=torch.float64) if noised else None
+    if truncated:
+        drawn = torch.empty_like(stats.top1)
+        for row, z in enumerate(allowed):
+            log_q = _log_probability(z.double() / temperature, proposal[row])
+            drawn[row] = log_q.exp().to(drawn.dtype)
+    if log_p is not None:
+        for row, z in enumerate(allowed):
+            noise = gumbel_noise(seeds[row], z.shape[-1])
+            log_p[row] = _log_probability(z.double() / temperature + noise, proposal[row])
+    return Proposal(proposal, probability, drawn, log_p)
 
 
-def _nucleus(z: Tensor, top_p: float) -> Tensor:
-    """Logits with −inf outside the nucleus."""
+def slot_seeds(positions: Tensor, generators: Iterable[torch.Generator]) -> Tensor:
+    """int64 (B, P), the seed of each slot's draw.
+
+    It depends on the sequence's generator and on the position alone, so a token does not
+    depend on which other positions are still masked, or on the rest of the batch.
+    """
+    device = positions.device
+    own = [
+        torch.randint(-_HALF, _HALF, (), generator=generator, dtype=torch.int64, device=device)
+        for generator in generators
+    ]
+    return torch.stack(own).unsqueeze(1) + (positions + 1) * _STRIDE
+
+
+def _log_probability(z: Tensor, tokens: Tensor) -> Tensor:
+    """ln softmax(z) (P, V) at the given tokens (P,)."""
+    return z.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - z.logsumexp(dim=-1)
+
+
+def _outside_nucleus(z: Tensor, top_p: float) -> Tensor:
+    """bool, as ``z`` (P, V): ids outside the nucleus of softmax(z)."""
     ordered, order = z.sort(dim=-1, descending=True, stable=True)
     outside = ordered.softmax(dim=-1).cumsum(dim=-1) > top_p
     outside[..., 0] = False
-    return z.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
+    return torch.zeros_like(outside).scatter(-1, order, outside)

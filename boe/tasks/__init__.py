@@ -3,16 +3,22 @@
 from boe.tasks.arithmetic.task import ArithmeticTask
 from boe.tasks.base import Judgement, Task, TaskItem
 from boe.tasks.countdown.task import CountdownTask
+from boe.tasks.prose.task import ProseTask
 from boe.tasks.splits import Split
 from boe.tasks.sudoku.task import SudokuTask
 from boe.tasks.sudoku4.scattered import ScatteredSudoku4Task
 from boe.tasks.sudoku4.task import Sudoku4Task
 
-EmbeddedTask = SudokuTask | Sudoku4Task | ScatteredSudoku4Task | CountdownTask | ArithmeticTask
+EmbeddedTask = (
+    SudokuTask | Sudoku4Task | ScatteredSudoku4Task | CountdownTask | ArithmeticTask | ProseTask
+)
 
 TASKS: dict[str, type[EmbeddedTask]] = {
     task.name: task
-    for task in (SudokuTask, Sudoku4Task, ScatteredSudoku4Task, CountdownTask, ArithmeticTask)
+    for task in (
+        *(SudokuTask, Sudoku4Task, ScatteredSudoku4Task),
+        *(CountdownTask, ArithmeticTask, ProseTask),
+    )
 }
 """Tasks by name. Each takes a difficulty: a key of its ``difficulties``, "hard" by default."""
 
@@ -21,6 +27,7 @@ __all__ = [
     "ArithmeticTask",
     "CountdownTask",
     "Judgement",
+    "ProseTask",
     "ScatteredSudoku4Task",
     "Split",
     "Sudoku4Task",

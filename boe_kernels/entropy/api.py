@@ -9,9 +9,9 @@ from torch import Tensor
 
 from boe_kernels._arguments import (
     require_floating,
+    require_indices,
     require_same_device,
     require_tensor,
-    require_true,
 )
 from boe_kernels._dispatch import decide, note_path
 from boe_kernels.entropy import op
@@ -83,8 +83,4 @@ def check_suppressed_ids(suppressed_ids: Tensor | None, vocabulary: int, like: T
     require_same_device("suppressed_ids", suppressed_ids, "the data", like)
     if torch.compiler.is_compiling():
         return
-    require_true(
-        ((suppressed_ids >= 0) & (suppressed_ids < vocabulary)).all(),
-        IndexError,
-        f"suppressed_ids must hold ids in [0, {vocabulary})",
-    )
+    require_indices("suppressed_ids", suppressed_ids, "ids", ("V", vocabulary))

@@ -1,16 +1,14 @@
 """Statistics of a linear head: PyTorch's matrix products around the native CPU kernels.
 
-A block of logits at a time, as in the library path. Statistics and dH/dz are made of it
-together, and dH/dz takes the place of the logits: nothing else of their size is held.
+Statistics and dH/dz of a block are made together.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from boe_kernels._products import linear
 from boe_kernels.entropy.native import empty_stats, write_stats
+from boe_kernels.head_entropy.in_place import forward_in_place
 
 
 def forward(
@@ -22,22 +20,14 @@ def forward(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The five statistics and dH/dh (N, D), which is empty unless ``with_gradient``."""
-    rows = hidden.shape[0]
-    step = max(1, block_elements // weight.shape[0])
-    stats = empty_stats(hidden)
-    gradient = torch.empty_like(hidden) if with_gradient else hidden.new_empty(0)
-    for start in range(0, rows, step):
-        block = slice(start, min(start + step, rows))
-        logits = linear(hidden[block], weight, bias)
-        entropy, lse, top1, top2, argmax = (whole[block] for whole in stats)
-        write_stats(
-            (entropy, lse, top1, top2, argmax),
-            logits,
-            suppressed_ids,
-            gradient=logits if with_gradient else None,
-        )
-        if with_gradient:
-            gradient[block] = linear(logits, weight.t())
-        # Or it would still be there while the next one is made.
-        del logits
-    return *stats, gradient
+    return forward_in_place(
+        hidden,
+        weight,
+        bias,
+        suppressed_ids,
+        block_elements,
+        with_gradient,
+        empty_stats(hidden),
+        write_stats,
+        one_buffer=False,
+    )

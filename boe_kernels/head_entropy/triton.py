@@ -14,7 +14,7 @@ from torch import Tensor
 
 from boe_kernels._triton import AotCase
 from boe_kernels.entropy.triton import empty_stats, write_stats
-from boe_kernels.head_entropy.in_place import forward_in_place, rows_per_block
+from boe_kernels.head_entropy.in_place import forward_in_place
 
 
 def forward(
@@ -26,16 +26,16 @@ def forward(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The five statistics and dH/dh (N, D), which is empty unless ``with_gradient``."""
-    buffer = hidden.new_empty(rows_per_block(hidden, weight, block_elements), weight.shape[0])
     return forward_in_place(
         hidden,
         weight,
         bias,
         suppressed_ids,
-        buffer,
-        empty_stats(hidden),
+        block_elements,
         with_gradient,
+        empty_stats(hidden),
         write_stats,
+        one_buffer=True,
     )
 
 

@@ -13,7 +13,22 @@ from boe_kernels._triton import why_not_triton
 from boe_kernels.row_attention import library
 
 NAME = "active_row_attention"
-register_paths(NAME, triton=why_not_triton, library=always)
+_OLDEST_TRITON_ON_AMD = (3, 9)
+
+
+def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    """As for every op; AMD's compiler must also select between pointers to two tensors."""
+    why = why_not_triton(device, dtype)
+    if why is None and device.type == "cuda" and torch.version.hip is not None:
+        import triton
+
+        version = triton.__version__
+        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_TRITON_ON_AMD:
+            return f"needs Triton 3.9 on an AMD GPU, got {version}"
+    return why
+
+
+register_paths(NAME, triton=_why_not_triton, library=always)
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

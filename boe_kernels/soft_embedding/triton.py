@@ -245,7 +245,7 @@ def _probabilities(values: Tensor, dtype: torch.dtype, is_logits: bool) -> Tenso
 def aot_cases() -> Iterator[AotCase]:
     """Both forms, probabilities and logits; a width that 16 does not divide."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        name, sample = str(dtype).removeprefix("torch."), dtype != torch.float16
+        name, sample = str(dtype).removeprefix("torch."), dtype == torch.bfloat16
         embeds = torch.empty(2, 256, 4096, dtype=dtype, device="meta")
         table = embeds.new_empty(126464, 4096)
         rows = torch.empty(2, 64, dtype=torch.int64, device="meta")

@@ -27,6 +27,6 @@ def aot_cases() -> Iterator[AotCase]:
         name = str(dtype).removeprefix("torch.")
         logits = torch.empty(64, 126464, dtype=dtype, device="meta")
         call = partial(forward, logits, seeds, 0.7, seeds[:1])
-        yield AotCase(name, call, sample=dtype != torch.float16)
+        yield AotCase(name, call, sample=dtype == torch.bfloat16)
     odd = torch.empty(64, 50257, dtype=torch.bfloat16, device="meta")
     yield AotCase("odd vocabulary, many suppressed", partial(forward, odd, seeds, 0.7, seeds))

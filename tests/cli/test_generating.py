@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import published_checkpoints
 import pytest
 from tiny_checkpoints import SPECIAL, WORDS, save_tiny_bert
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from boe.cli import generating
 from boe.cli.app import app
-from boe.cli.generating import DecodingOptions, run_generate
+from boe.cli.generating import run_generate
+from boe.prompting import DecodingOptions
 
 SPECIAL_AND_WORDS = (*SPECIAL, *WORDS)
 
@@ -111,3 +114,91 @@ def test_texts_that_are_no_tokens_are_refused(
     options = DecodingOptions(**{**plain, option: (text,)})
     with pytest.raises(ValueError, match=message):
         run_generate(str(model), "the [MASK]", 0, options, "cpu", "auto", None)
+
+
+def test_keys_and_values_of_the_prompt_are_frozen_only_by_the_name_of_an_approximation(
+    model: Path,
+) -> None:
+    fixed = ("--sampler", "confidence", "--block-length", 2)
+    whole = generated(model, *fixed)
+    frozen = generated(model, *fixed, "--prefix-kv", "approximate")
+    assert (whole["prefix_kv"], frozen["prefix_kv"]) == ("recompute", "approximate")
+    assert frozen["nfe_forward"] == whole["nfe_forward"]
+    assert frozen["flop_equiv"] < whole["flop_equiv"]
+    with pytest.raises(ValueError, match="prefix_kv must be one of recompute, exact, approximate"):
+        DecodingOptions(prefix_kv="cached")
+
+
+# --- where prompts come from, and how models are loaded ---------------------------------
+
+
+def test_a_prompt_can_come_from_standard_input(model: Path) -> None:
+    fixed = ["generate", "--model", str(model), "--length", "4", "--json", "-"]
+    typed = CliRunner().invoke(app, [*fixed, "--prompt", "-"], input="the cat\n")
+    given = CliRunner().invoke(app, [*fixed, "--prompt", "the cat"])
+    assert json.loads(typed.stdout)["ids"] == json.loads(given.stdout)["ids"]
+    assert json.loads(typed.stdout)["prompt"] == "the cat"
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_tiny_bert(tmp_path_factory.mktemp("chat") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "[CLS] {% for m in messages %}{{ m.content }} [SEP] {% endfor %}"
+        "{% if add_generation_prompt %}big{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_chat_prints_the_answer_alone_and_stores_the_whole_canvas(chatty: Path) -> None:
+    fixed = ["generate", "--model", str(chatty), "--prompt", "the cat", "--length", "5", "--chat"]
+    content = json.loads(CliRunner().invoke(app, [*fixed, "--json", "-"]).stdout)
+    the, cat, big = (SPECIAL_AND_WORDS.index(word) for word in ("the", "cat", "big"))
+    assert content["ids"][:5] == [2, the, cat, 3, big]
+    assert len(content["ids"]) == 10
+    assert len(content["text"].split()) == 5
+    assert (content["chat"], content["steps"]) == (True, 5)
+    printed = CliRunner().invoke(app, fixed).stdout
+    assert printed.splitlines()[0].split() == content["text"].split()
+
+
+def test_a_chat_without_a_template_or_a_length_is_refused(model: Path, chatty: Path) -> None:
+    refused = CliRunner().invoke(
+        app, ["generate", "--model", str(model), "--prompt", "the", "--length", "3", "--chat"]
+    )
+    assert "the tokenizer has no chat template" in str(refused.exception)
+    short = CliRunner().invoke(
+        app, ["generate", "--model", str(chatty), "--prompt", "the", "--chat"]
+    )
+    assert "--chat needs --length" in str(short.exception)
+
+
+def test_a_checkpoint_without_tokenizer_takes_one_by_option(model: Path, tmp_path: Path) -> None:
+    config = published_checkpoints.MDLM
+    state = published_checkpoints.random_state(config)
+    folder = published_checkpoints.write_checkpoint(tmp_path / "mdlm", config, state)
+    fixed = ["generate", "--model", str(folder), "--prompt", "the cat", "--length", "3"]
+    bare = CliRunner().invoke(app, fixed)
+    assert "holds no tokenizer" in str(bare.exception)
+    named = CliRunner().invoke(app, [*fixed, "--tokenizer", str(model), "--json", "-"])
+    assert named.exit_code == 0, named.output
+    assert len(json.loads(named.stdout)["ids"]) == 1 + 2 + 3 + 1
+
+
+def test_options_of_loading_reach_the_loader(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict = {}
+
+    def spy(source: str, **options: object) -> None:
+        given.update(options)
+        raise FileNotFoundError("seen enough")
+
+    monkeypatch.setattr(generating, "load_model", spy)
+    flags = ["--allow-pickle", "--trust-remote-code", "--mask-id", "4", "--tokenizer", "words"]
+    CliRunner().invoke(app, ["generate", "--model", str(model), "--prompt", "the", *flags])
+    assert {name: given[name] for name in ("mask_id", "tokenizer")} == {
+        "mask_id": 4,
+        "tokenizer": "words",
+    }
+    assert given["allow_pickle"] is given["trust_remote_code"] is True

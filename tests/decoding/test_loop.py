@@ -236,24 +236,6 @@ def test_tokens_are_drawn_from_the_tempered_softmax(temperature: float) -> None:
     assert chi_square < 16.3  # 3 degrees of freedom: 0.1 % of seeds would fail
 
 
-def test_gumbel_noise_is_float64_even_for_half_precision_logits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    drawn: list[torch.dtype] = []
-    original = torch.rand
-
-    def rand(*args, **options):
-        out = original(*args, **options)
-        drawn.append(out.dtype)
-        return out
-
-    monkeypatch.setattr(torch, "rand", rand)
-    denoiser = FakeDenoiser(table_of(CONFIDENCES).bfloat16())
-    generate(denoiser, blank(10), "confidence", temperature=1.0)
-    assert drawn
-    assert set(drawn) == {torch.float64}
-
-
 def test_temperature_0_is_greedy_whatever_the_seed() -> None:
     results = [generate(fake(), blank(10), "margin", seed=seed) for seed in (0, 1)]
     assert torch.equal(results[0].sequences[0], results[1].sequences[0])

@@ -99,7 +99,7 @@ def test_weights_add_up_the_log_probabilities_of_what_was_revealed(
         barriers.append(list(cloud.log_weights))
 
     monkeypatch.setattr("boe.decoding.smc.resample", note)
-    spec = f"random+smc:particles=3,every={every}"
+    spec = f"random+smc:particles=8,every={every}"
     generate(denoiser, blank(4), spec, temperature=1.0, trajectory=True)
     assert len(barriers) == 4 // every - 1, "the last barrier is the end"
     assert len(set(barriers[0])) > 1
@@ -126,13 +126,13 @@ def test_certainty_prefers_particles_whose_masks_are_less_uncertain() -> None:
     table[1] = 0.5
     denoiser = JointDenoiser(table)
     canvases = [blank(4)] * 60
-    plain = generate(denoiser, canvases, "confidence", temperature=1.0, seed=1)
+    plain = generate(denoiser, canvases, "confidence", temperature=1.0, seed=2)
     ours = generate(
         denoiser,
         canvases,
         "confidence+smc:potential=certainty,temperature=0.05,every=1,ess=1,particles=8",
         temperature=1.0,
-        seed=1,
+        seed=2,
     )
     settled = [sum(int(s[0]) == 1 for s in g.sequences) for g in (plain, ours)]
     assert settled[0] < 55
@@ -222,7 +222,7 @@ def test_completions_are_argmax_alone_and_draws_together() -> None:
         assert all(len(ids) == 2 * completions for ids in seen)
     one = ParticleGibbs(record, particles=2, sweeps=1, every=1)
     seen.clear()
-    generate(denoiser, blank(6), Strategy(Confidence(), tokens=Tokens(1e-9), particles=one))
+    generate(denoiser, blank(6), Strategy(Confidence(), tokens=Tokens(1e-6), particles=one))
     assert all(ids.tolist() == [[1, 2, 3, 4, 5, 1]] * 2 for ids in seen)
 
 

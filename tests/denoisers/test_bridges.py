@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from plain_models import plain_model, soft_writes, written
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from boe.canvas import Canvas
 from boe.denoisers import GradientRequest
-from boe.denoisers.bridges import attention_paid
+from boe.denoisers.attention_modes import LayerCall
+from boe.denoisers.bridges import attention_paid, attention_received, log_sum_exp
 
 CANVAS = Canvas.of([random_words(21, [2, 5, 8, 20], seed=1), random_words(13, [0, 4, 9], seed=2)])
 POSITIONS = torch.tensor([[2, 5, 8, 20], [0, 4, 9, -1]])
@@ -83,11 +86,32 @@ def test_a_windowed_layer_sees_only_its_window() -> None:
     assert bool((far[1, 5:] == 0).all())
 
 
-def test_paid_attention_is_the_same_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = tiny_denoiser("bert").predict(CANVAS, POSITIONS, "attention").state.layers
-    whole = attention_paid(layers[0], CANDIDATES)
+@pytest.mark.parametrize("name", ["bert", "modernbert", "eurobert"])
+def test_the_forwards_log_sum_exp_is_that_of_scores_computed_in_blocks_of_rows(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("boe.denoisers.bridges._ROW_BLOCK", 4)
-    torch.testing.assert_close(attention_paid(layers[0], CANDIDATES), whole)
+    for layer in tiny_denoiser(name).predict(CANVAS, POSITIONS, "attention").state.layers:
+        computed = log_sum_exp(replace(layer, lse=None))
+        assert layer.lse is not None
+        valid = CANVAS.valid[:, None].expand_as(computed)
+        torch.testing.assert_close(layer.lse[valid], computed[valid])
+
+
+def test_a_block_causal_layer_receives_and_pays_within_the_blocks_that_are_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, heads, 9, 4, generator=generator) for heads in (4, 2))
+    valid = torch.arange(9) < torch.tensor([[9], [7]])
+    layer = LayerCall(q, k, k, valid, 0.5, block_size=4)
+    block = torch.arange(9) // 4
+    seen = (block[None, :] <= block[:, None]) & valid[:, None, None]
+    p = (q @ k.repeat_interleave(2, dim=1).transpose(-2, -1) * 0.5).masked_fill(~seen, -torch.inf)
+    p = p.softmax(dim=-1)
+    rows, keys = torch.tensor([[1, 5], [6, -1]]), torch.tensor([[2, 8], [0, -1]])
+    received = torch.stack([p[0, :, [1, 5]].sum((0, 1)), p[1, :, 6].sum(0)])
+    paid = torch.stack([p[0, :, :, [2, 8]].sum((0, 2)), p[1, :, :, 0].sum(0)])
+    torch.testing.assert_close(attention_received(layer, rows), received)
+    torch.testing.assert_close(attention_paid(layer, keys), paid)
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])

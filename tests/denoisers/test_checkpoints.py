@@ -11,8 +11,10 @@ from published_checkpoints import (
     CONFIGS,
     DREAM,
     LLADA,
+    LLADA2,
     MASK,
     MODELS,
+    SDAR,
     WORDS,
     random_state,
     write_checkpoint,
@@ -318,6 +320,30 @@ def test_mdlm_and_sedd_need_a_tokenizer_and_give_it_a_mask(name: str, tmp_path: 
     assert loaded.tokenizer("w1 [MASK]").input_ids == [1, MASK]
 
 
+def test_llada2_loads_with_its_tokenizer_and_in_blocks_of_the_length_that_is_given(
+    tmp_path: Path,
+) -> None:
+    folder = write_checkpoint(tmp_path / "llada2", LLADA2, random_state(LLADA2))
+    save_words(folder, mask="<|mask|>")
+    facts = load_model(folder).denoiser.facts
+    assert (facts.mask_id, facts.block_length, facts.max_length) == (MASK, 8, 40)
+    assert load_model(folder, block_length=16).denoiser.facts.block_length == 16
+    with pytest.raises(ValueError, match="block_length must be at least 1, got 0"):
+        load_model(folder, block_length=0)
+    llada = write_checkpoint(tmp_path / "llada", LLADA, random_state(LLADA))
+    with pytest.raises(UnsupportedModel, match="block_length is for block-causal models"):
+        load_model(llada, tokenizer=folder, block_length=16)
+
+
+def test_ids_and_block_lengths_are_the_published_ones_where_the_config_is_silent() -> None:
+    silent = ("mask_token_id", "block_size")
+    for config, mask, length in ((LLADA2, 156895, 32), (SDAR, 151669, 4)):
+        blueprint = blueprint_of({k: v for k, v in config.items() if k not in silent})
+        assert blueprint is not None
+        assert (blueprint.mask_id, blueprint.default_mask_id) == (None, mask)
+        assert blueprint.block_length == length
+
+
 def test_a_mask_that_config_and_tokenizer_disagree_about_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, LLADA, random_state(LLADA))
     save_words(folder)
@@ -492,7 +518,8 @@ def test_a_conversion_does_not_overwrite(tmp_path: Path) -> None:
 
 
 def test_a_conversion_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="none of the formats llada, dream, mdlm, sedd"):
+    formats = "llada, dream, llada2, sdar, sdar_moe, mdlm, bd3lm, sedd"
+    with pytest.raises(UnsupportedModel, match=f"none of the formats {formats}"):
         convert(save_tiny_bert(tmp_path / "bert"), tmp_path / "c")
 
 

@@ -1,18 +1,23 @@
-"""LLaDA, Dream, MDLM and SEDD against hand-written networks on the same tensors."""
+"""The published models against hand-written networks on the same tensors."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from published_checkpoints import (
+    BD3LM,
     CONFIGS,
     DREAM,
     LLADA,
+    LLADA2,
     MASK,
     MDLM,
     MODELS,
+    SDAR,
+    SDAR_MOE,
     SEDD,
     SHIFT,
     WORDS,
@@ -157,19 +162,54 @@ def test_full_size_models_are_built_without_memory_with_the_published_names_and_
                 7_615_616_512,
             )
         ],
-        "mdlm": [
+        "llada2": [
             (
                 {
-                    **MDLM,
-                    "vocab_size": 50258,
-                    "hidden_dim": 768,
-                    "cond_dim": 128,
-                    "n_blocks": 12,
-                    "n_heads": 12,
+                    **LLADA2,
+                    "vocab_size": 157184,
+                    "hidden_size": 2048,
+                    "intermediate_size": 5120,
+                    "num_hidden_layers": 20,
+                    "num_attention_heads": 16,
+                    "num_key_value_heads": 4,
+                    "head_dim": 128,
+                    "rotary_dim": 64,
+                    "num_experts": 256,
+                    "num_experts_per_tok": 8,
+                    "n_group": 8,
+                    "topk_group": 4,
+                    "moe_intermediate_size": 512,
                 },
+                16_255_638_528,
+            )
+        ],
+        "sdar": [
+            (_sdar(SDAR, 2048, 6144, 28, (16, 8), tie_word_embeddings=True), 1_720_574_976),
+            (_sdar(SDAR, 2560, 9728, 36, (32, 8), tie_word_embeddings=True), 4_022_468_096),
+            (_sdar(SDAR, 4096, 12288, 36, (32, 8)), 8_190_735_360),
+        ],
+        "sdar_moe": [
+            (
+                _sdar(
+                    SDAR_MOE,
+                    2048,
+                    6144,
+                    48,
+                    (32, 4),
+                    num_experts=128,
+                    num_experts_per_tok=8,
+                    moe_intermediate_size=768,
+                ),
+                30_532_122_624,
+            )
+        ],
+        "mdlm": [
+            (
+                {**MDLM, "vocab_size": 50258, **_SMALL_DIT},
                 169_627_218,
             )
         ],
+        "bd3lm": [({**BD3LM, "vocab_size": 50258, **_SMALL_DIT}, 169_627_218)],
         "sedd": [
             ({**SEDD, "tokens": 50257, "model": small}, 169_627_218),
             ({**SEDD, "tokens": 50257, "model": medium}, 424_477_010),
@@ -183,10 +223,34 @@ def test_full_size_models_are_built_without_memory_with_the_published_names_and_
         assert sum(parameter.numel() for parameter in model.parameters()) == count
         # What the checkpoint must hold, listed by hand, is what the model asks for.
         shapes = published_shapes(config)
-        assert set(blueprint.keys.names) == set(shapes)
+        assert set(blueprint.keys) == set(shapes)
         places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for theirs, place in blueprint.keys.names.items():
             assert tuple(places[place].shape) == shapes[theirs]
+        for theirs, parts in blueprint.keys.pieces.items():
+            assert parts.shape == shapes[theirs]
+        filled = sum(math.prod(parts.shape) for parts in blueprint.keys.pieces.values())
+        whole = {piece.place for parts in blueprint.keys.pieces.values() for piece in parts.pieces}
+        assert filled == sum(places[place].numel() for place in whole)
+
+
+_SMALL_DIT = {"hidden_dim": 768, "cond_dim": 128, "n_blocks": 12, "n_heads": 12}
+
+
+def _sdar(
+    base: dict, width: int, inner: int, layers: int, heads: tuple[int, int], **changes: object
+) -> dict:
+    return {
+        **base,
+        "vocab_size": 151936,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "head_dim": 128,
+        **changes,
+    }
 
 
 def test_facts_come_from_the_config(tmp_path: Path) -> None:
@@ -224,7 +288,26 @@ def test_attention_is_bidirectional(tmp_path: Path) -> None:
         ("dream", "use_sliding_window", True, "use_sliding_window = True"),
         ("dream", "rope_scaling", {"type": "yarn"}, "rope_scaling"),
         ("dream", "hidden_size", None, "must hold 'hidden_size'"),
+        ("llada2", "use_qkv_bias", True, "use_qkv_bias = True"),
+        ("llada2", "norm_head", True, "norm_head = True"),
+        ("llada2", "score_function", "softmax", "score_function = 'softmax'"),
+        ("llada2", "use_qk_norm", False, "use_qk_norm = False"),
+        ("llada2", "rope_scaling", {"type": "yarn"}, "rope_scaling"),
+        ("llada2", "rotary_dim", 12, "rotary_dim = 12, but partial_rotary_factor = 0.5"),
+        ("llada2", "num_experts_per_tok", 1, "num_experts_per_tok = 1"),
+        ("llada2", "num_shared_experts", None, "must hold 'num_shared_experts'"),
+        ("llada2", "block_size", 0, "block_size in config.json must be at least 1, got 0"),
+        ("sdar", "attention_bias", True, "attention_bias = True"),
+        ("sdar", "use_sliding_window", True, "use_sliding_window = True"),
+        ("sdar", "use_regular_causal", True, "use_regular_causal = True"),
+        ("sdar", "hidden_size", None, "must hold 'hidden_size'"),
+        ("sdar", "block_size", "four", "block_size in config.json must be at least 1, got 'four'"),
+        ("sdar_moe", "decoder_sparse_step", 2, "decoder_sparse_step = 2"),
+        ("sdar_moe", "num_experts", None, "must hold 'num_experts'"),
         ("mdlm", "cond_dim", None, "must hold 'cond_dim'"),
+        ("bd3lm", "cross_attn", False, "cross_attn = False"),
+        ("bd3lm", "time_conditioning", True, "time_conditioning = True"),
+        ("bd3lm", "block_size", None, "must hold 'block_size'"),
         ("sedd", "graph", {"type": "uniform"}, "only the absorbing graph"),
         ("sedd", "noise", {"type": "cosine"}, "noise.type = 'cosine'"),
     ],

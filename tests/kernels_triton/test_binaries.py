@@ -17,9 +17,11 @@ from boe_kernels._triton import ARCHITECTURES
 @pytest.fixture(scope="module")
 def binaries(tmp_path_factory: pytest.TempPathFactory) -> list[Binary]:
     """Compiled in another process, because this one imports Triton to interpret."""
-    figures = tmp_path_factory.mktemp("binaries") / "binaries.json"
+    folder = tmp_path_factory.mktemp("binaries")
+    figures, kept = folder / "binaries.json", folder / "kept.jsonl"
+    files = ["--json", str(figures), "--kept", str(kept)]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.resources", "--sample", "--json", str(figures)],
+        [sys.executable, "-m", "bench.resources", "--sample", *files],
         cwd=Path(__file__).parents[2],
         env=environment(),
         capture_output=True,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import triton
 from attention_shapes import force
 from dense_attention import (
     assert_rows_are_as_accurate_as_dense,
@@ -15,6 +16,7 @@ from dense_attention import (
 from torch import Tensor
 
 from boe_kernels import active_row_attention
+from boe_kernels.row_attention import op
 from boe_kernels.row_attention import triton as kernels
 
 pytestmark = pytest.mark.usefixtures("interpreted", "poisoned_allocations")
@@ -207,3 +209,19 @@ def test_a_canvas_gives_the_same_bits_alone_as_in_a_batch(shape):
             case.mask[one],
         )
         assert equal(alone.run(), tuple(x[one] for x in together))
+
+
+@pytest.mark.parametrize(
+    ("hip", "version", "why"),
+    [
+        ("6.3", "3.6.0", "needs Triton 3.9 on an AMD GPU, got 3.6.0"),
+        ("6.3", "3.9.0", None),
+        (None, "3.6.0", None),
+    ],
+)
+def test_on_amd_it_needs_a_triton_that_can_select_between_pointers(hip, version, why, monkeypatch):
+    # Triton 3.6 fails an assertion in AMD's CanonicalizePointers, with every tile.
+    monkeypatch.setattr(op, "why_not_triton", lambda device, dtype: None)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(triton, "__version__", version)
+    assert op._why_not_triton(torch.device("cuda"), torch.bfloat16) == why

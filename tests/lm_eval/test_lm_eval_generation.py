@@ -61,6 +61,12 @@ def test_tokens_can_be_suppressed_or_delayed() -> None:
     assert delayed.costs.records[0].nfe_forward == 3
 
 
+def test_what_becomes_of_keys_and_values_reaches_the_loop() -> None:
+    lm = toy_lm(PositionDenoiser(STORY), prefix_kv="exact")
+    with pytest.raises(ValueError, match="prefix_kv='exact' needs block-causal attention"):
+        lm.generate_until([generation()])
+
+
 def test_steps_blocks_and_lengths_come_from_the_arguments() -> None:
     lm = toy_lm(
         PositionDenoiser(STORY), gen_length=6, steps=3, block_length=2, eos=[], sampler="margin"

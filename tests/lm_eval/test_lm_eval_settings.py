@@ -62,6 +62,7 @@ def test_the_fingerprint_changes_with_what_decides_answers_only() -> None:
         ({"pretrained": "m", "early_stop": "no"}, "early_stop must be bool, got 'no'"),
         ({"pretrained": "m", "eos": [3]}, "eos must be texts or none"),
         ({"pretrained": "m", "cfg": -1.0}, "cfg must be finite and not negative"),
+        ({"pretrained": "m", "prefix_kv": "cached"}, "prefix_kv must be one of recompute, exact"),
         ({"pretrained": "m", "mc_num": 0}, "mc_num must be at least 1"),
         ({"pretrained": "m", "sampler": "magic"}, "sampler must be one of"),
         ({"pretrained": "m", "sampler": "margin", "engine": "late"}, "engine is an option of"),

@@ -9,7 +9,7 @@ from tiny_checkpoints import save_tiny_bert
 from toy_lm import ID, toy_tokenizer
 from transformers import AutoTokenizer
 
-from boe.lm_eval.texts import Texts
+from boe.text.tokenization import Texts
 
 CLS, SEP, MASK = 2, 3, 4
 

@@ -93,7 +93,7 @@ def test_eb_never_goes_below_the_budget() -> None:
 def test_eb_with_boe_takes_only_candidates_in() -> None:
     influence = torch.tensor([0.0, 9.0, 1.0, 9.0, 2.0, 9.0, 3.0, 9.0]).double()
     denoiser = FakeDenoiser(table_of(CONFIDENCES), influence)
-    which = BoE(rho=0.5, tolerance=None)  # candidates 0, 2, 4, 6; best influence first
+    which = BoE(rho=0.5, tolerance=None, sure=None)  # candidates 0, 2, 4, 6; best influence first
     strategy = Strategy(which, count=EntropyBound(100.0))
     assert revealed(strategy, denoiser=denoiser)[0] == [0, 2, 4, 6]
     few = Strategy(which, count=EntropyBound(entropy(0.95) + 1e-9))

@@ -12,6 +12,8 @@ from torch import Tensor
 from boe import TokensPerStep, generate, sampler_from, spec_of
 from boe.decoding.draws import seeded
 from boe.samplers import P2, Strategy
+from boe.samplers.tokens import slot_seeds
+from boe_kernels.token_sampling.noise import gumbel_noise
 
 
 def blank(length: int) -> Tensor:
@@ -78,19 +80,16 @@ def test_a_token_that_is_masked_again_may_be_written_anew() -> None:
 
 
 def test_scores_are_log_probabilities_under_the_noised_logits() -> None:
-    # Rebuilt from the loop's own noise: the same generator, the same draws.
+    # Rebuilt from the loop's own noise: the same generator, the same seeds.
     table = table_of([0.5, 0.4, 0.3])
     item = generate(
         FakeDenoiser(table), blank(3), "p2:steps=3", temperature=0.7, seed=5, trajectory=True
     ).items[0]
-    noise = torch.rand(
-        (3, 6),
-        generator=seeded("5/0/0/tokens", torch.device("cpu")),
-        dtype=torch.float64,
-    )
+    generators = [seeded("5/0/0/tokens", torch.device("cpu"))]
+    seeds = slot_seeds(torch.arange(3).unsqueeze(0), generators)
     table = table.clone()
     table[:, MASK] = -torch.inf
-    noisy = table / 0.7 - (-noise.log()).log()
+    noisy = table / 0.7 + gumbel_noise(seeds[0], 6)
     first = item.trajectory[0]
     torch.testing.assert_close(first.scores, noisy.log_softmax(dim=1).amax(dim=1))
     best = int(first.scores.argmax())

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_denoiser import MASK, FakeDenoiser
+from fake_denoiser import MASK, FakeDenoiser, table_of
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from boe import BackgroundFrequencies, generate, sampler_from
 from boe.decoding import StepRecord
@@ -57,9 +59,18 @@ def test_the_calibrated_confidence_is_clipped() -> None:
 
 def test_without_background_it_is_confidence_that_fades() -> None:
     record = first_step(PCSampler("uniform", decay=0.5))
-    scale = -math.log(1 / 4 + 1e-9)
-    expected = [p * scale * math.exp(-0.5 * k) for k, p in enumerate([0.9, 0.6, 0.8, 0.7])]
+    expected = [p * math.exp(-0.5 * k) for k, p in enumerate([0.9, 0.6, 0.8, 0.7])]
     assert record.scores.tolist() == pytest.approx(expected)
+
+
+def test_without_background_no_vocabulary_is_so_large_that_confidence_is_clipped() -> None:
+    # ln 30000 is 10.3: −p·ln f of both would be cut off at 10, and tie.
+    denoiser = FakeDenoiser(table_of([0.98, 0.99], 30_000))
+    canvas = torch.full((2,), MASK)
+    sampler = PCSampler("uniform", decay=0.0)
+    item = generate(denoiser, canvas, sampler, trajectory=True).items[0]
+    assert item.trajectory[0].scores.tolist() == pytest.approx([0.98, 0.99])
+    assert item.trajectory[0].revealed.tolist() == [1]
 
 
 def test_the_linear_form_adds_place_to_normalised_confidence() -> None:
@@ -81,8 +92,7 @@ def test_distance_is_counted_from_the_start_of_the_block() -> None:
     ).items[0]
     third = item.trajectory[2]
     assert third.positions.tolist() == [2, 3]
-    scale = -math.log(1 / 4 + 1e-9)
-    assert third.scores.tolist() == pytest.approx([0.8 * scale, 0.7 * scale * math.exp(-1.0)])
+    assert third.scores.tolist() == pytest.approx([0.8, 0.7 * math.exp(-1.0)])
 
 
 # --- the background -------------------------------------------------------------------
@@ -92,6 +102,16 @@ def test_frequencies_are_counts_over_the_total_and_unseen_tokens_count_once() ->
     assert BACKGROUND.counts.tolist() == [0, 90, 10, 0]
     assert BACKGROUND.frequency().tolist() == pytest.approx([0.01, 0.9, 0.1, 0.01])
     assert (BACKGROUND.total, BACKGROUND.vocab_size) == (100, 4)
+
+
+def test_texts_are_counted_without_the_tokenizers_special_tokens() -> None:
+    inner = Tokenizer(models.WordLevel({"[CLS]": 0, "a": 1, "b": 2, "?": 3}, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing("[CLS] $A", None, [("[CLS]", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert tokenizer("a b").input_ids == [0, 1, 2]
+    frequencies = BackgroundFrequencies.of_texts(["a b a", "b b b b"], tokenizer, 6)
+    assert frequencies.counts.tolist() == [0, 2, 5, 0, 0, 0]
 
 
 def test_frequencies_survive_a_file(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import torch
 from fake_denoiser import MASK, FakeDenoiser, table_of
 
 from boe import FrontLoaded, Tokens, generate, sampler_from
+from boe.decoding.draws import seeded
+from boe.samplers.tokens import slot_seeds
+from boe_kernels import sample_tokens
 
 ROW = torch.tensor([5.0, 0.45, 0.3, 0.15, 0.1], dtype=torch.float64).log()  # id 0 is the mask
 
@@ -99,3 +102,58 @@ def test_tokens_are_checked_when_they_are_made() -> None:
     assert sampler_from("mdlm+tokens:top_p=0.9").tokens == Tokens(None, 0.9)
     with pytest.raises(ValueError, match="temperature must be finite"):
         Tokens(temperature=-0.5)
+
+
+# --- draws ------------------------------------------------------------------------------
+
+
+def generators(*keys: str) -> list[torch.Generator]:
+    return [seeded(key, torch.device("cpu")) for key in keys]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_tokens_are_those_that_the_op_draws_for_the_sequence_and_position(dtype) -> None:
+    table = table_of([0.5, 0.4, 0.3, 0.3]).to(dtype)
+    options = {"budget": FrontLoaded(1), "temperature": 0.8, "seed": 4, "item_ids": [7, 9]}
+    canvases = [torch.full((4,), MASK), torch.tensor([1, MASK, 2, MASK])]
+    drawn = generate(FakeDenoiser(table), canvases, "random", **options).sequences
+    seeds = slot_seeds(torch.arange(4).expand(2, -1), generators("4/7/0/tokens", "4/9/0/tokens"))
+    logits = table.index_fill(-1, torch.tensor([MASK]), -torch.inf).expand(2, -1, -1)
+    expected = sample_tokens(logits, seeds, temperature=0.8).token
+    assert torch.equal(drawn[0], expected[0])
+    # What else is masked does not matter: positions 1 and 3 get the draws of 1 and 3.
+    assert drawn[1].tolist() == [1, int(expected[1, 1]), 2, int(expected[1, 3])]
+
+
+def test_seeds_differ_between_positions_and_sequences() -> None:
+    seeds = slot_seeds(torch.arange(500).expand(4, -1), generators("a", "b", "c", "a"))
+    assert len(set(seeds[:3].flatten().tolist())) == 3 * 500
+    assert torch.equal(seeds[0], seeds[3])
+
+
+def test_draws_at_neighbouring_positions_are_independent() -> None:
+    row = torch.tensor([-torch.inf, 0.0, 0.0], dtype=torch.float64)
+    denoiser = FakeDenoiser(row.expand(8000, -1))
+    canvas = torch.full((8000,), MASK)
+    ids = generate(denoiser, canvas, "random", budget=FrontLoaded(1), temperature=1.0).sequences[0]
+    pairs = (ids[0::2] * 2 + ids[1::2] - 3).bincount(minlength=4).double()
+    assert chi_square(pairs, torch.full((4,), 0.25, dtype=torch.float64)) < 16.3  # 3 df, 0.1 %
+
+
+def test_steps_of_a_sequence_get_draws_of_their_own() -> None:
+    table = torch.zeros(6, 50, dtype=torch.float64)
+    options = {"temperature": 1.0, "seed": 0}
+    at_once = generate(
+        FakeDenoiser(table), torch.full((6,), MASK), "confidence", budget=FrontLoaded(1), **options
+    ).sequences[0]
+    # All positions tie, so they are revealed in order, each with the draw of its own step.
+    one_by_one = generate(
+        FakeDenoiser(table), torch.full((6,), MASK), "confidence", **options
+    ).sequences[0]
+    assert int(at_once[0]) == int(one_by_one[0])
+    assert not torch.equal(at_once, one_by_one)
+
+
+def test_temperatures_that_the_draw_cannot_tell_from_0_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"temperature must be 0, .* or at least 1e-06, got 1e-09"):
+        Tokens(1e-9)

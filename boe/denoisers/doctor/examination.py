@@ -94,13 +94,15 @@ class Examination:
             yield from self._examine_published(checkpoint, blueprint)
 
     def _examine_published(self, checkpoint: Checkpoint, blueprint: Blueprint) -> Iterator[Finding]:
-        yield Finding("format", "ok", f"{blueprint.format}, built without code of its own")
+        blocks = blueprint.block_length
+        seen = "" if blocks is None else f", block-causal in blocks of {blocks}"
+        yield Finding("format", "ok", f"{blueprint.format}, built without code of its own{seen}")
         report = blueprint.keys.compare(checkpoint, blueprint.build())
         if not report.fits:
             advice = "the config does not belong to these weights, or the download is incomplete"
             yield Finding("weights", "failed", str(report), advice)
             return
-        yield Finding("weights", "ok", f"all {len(blueprint.keys.names)} names and shapes fit")
+        yield Finding("weights", "ok", f"all {len(blueprint.keys)} names and shapes fit")
         values = check_values(checkpoint)
         yield values
         if values.verdict == "failed":

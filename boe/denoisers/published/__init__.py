@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from boe.denoisers.published import diffusion_transformers, dream, llada
+from boe.denoisers.published import diffusion_transformers, dream, llada, llada2, sdar
 from boe.denoisers.published.blueprint import FORMAT_KEY, Blueprint
 
 __all__ = ["FORMATS", "FORMAT_KEY", "Blueprint", "blueprint_of"]
@@ -12,7 +12,11 @@ __all__ = ["FORMATS", "FORMAT_KEY", "Blueprint", "blueprint_of"]
 FORMATS = {
     "llada": (llada.recognises, llada.blueprint),
     "dream": (dream.recognises, dream.blueprint),
+    "llada2": (llada2.recognises, llada2.blueprint),
+    "sdar": (sdar.recognises, sdar.blueprint),
+    "sdar_moe": (sdar.recognises_sparse, sdar.blueprint),
     "mdlm": (diffusion_transformers.recognises_mdlm, diffusion_transformers.mdlm_blueprint),
+    "bd3lm": (diffusion_transformers.recognises_bd3lm, diffusion_transformers.bd3lm_blueprint),
     "sedd": (diffusion_transformers.recognises_sedd, diffusion_transformers.sedd_blueprint),
 }
 

@@ -21,30 +21,33 @@ class Blueprint:
     """How to make a denoiser from a checkpoint.
 
     Attributes:
-        format: "llada", "dream", "mdlm" or "sedd".
+        format: a name among ``boe.denoisers.published.FORMATS``.
         vocab_size: rows of the embedding table.
         build: the model without memory (on the meta device).
         keys: the checkpoint's names, and the parameters that they become.
-        denoiser: makes the denoiser from the filled model, the ids never to be written
-            and the mask id.
+        denoiser: makes the denoiser from the filled model, the mask id and the ids never
+            to be written; block-causal ones take ``block_length`` too.
         mask_id: id of the mask token, or ``None`` if the config does not say.
         default_mask_id: what it is where neither config nor tokenizer say.
-        tokenizer: transformers' class for the checkpoint's tokenizer files.
+        tokenizer: transformers' class for the checkpoint's tokenizer files, or ``None`` if
+            such checkpoints are published without.
         native_config: the config under which :func:`boe.denoisers.conversion.convert`
             saves the model.
         ties_head: the head is the embedding table.
+        block_length: of block-causal attention; ``None`` if a position sees all others.
     """
 
     format: str
     vocab_size: int
     build: Callable[[], nn.Module]
     keys: KeyMap
-    denoiser: Callable[[nn.Module, int, tuple[int, ...]], AttentionDenoiser]
+    denoiser: Callable[..., AttentionDenoiser]
     mask_id: int | None
     default_mask_id: int | None = None
     native_config: dict[str, Any] = field(default_factory=dict)
-    tokenizer: str = "PreTrainedTokenizerFast"
+    tokenizer: str | None = "PreTrainedTokenizerFast"
     ties_head: bool = False
+    block_length: int | None = None
 
 
 def required(config: dict[str, Any], key: str, format: str) -> Any:

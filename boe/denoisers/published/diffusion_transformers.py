@@ -1,6 +1,7 @@
-"""MDLM and SEDD checkpoints on our own DiT, which has their parameter names.
+"""MDLM, BD3-LM and SEDD checkpoints on our own DiT, which has their parameter names.
 
-MDLM's config is flat (``model_type`` "mdlm"); its weights are under ``backbone.``. SEDD's is
+MDLM's and BD3-LM's configs are flat (``model_type`` "mdlm", "bd3lm"); their weights are
+under ``backbone.``. SEDD's is
 the training run's: dimensions under ``model``, the noise under ``noise``, the vocabulary
 without the mask under ``tokens``.
 """
@@ -15,12 +16,26 @@ from torch import nn
 from boe.denoisers.base import UnsupportedModel
 from boe.denoisers.dit import DiT, DiTConfig
 from boe.denoisers.noise import NoiseRange
-from boe.denoisers.published.blueprint import Blueprint, required
+from boe.denoisers.published.block_causal import block_length_of
+from boe.denoisers.published.blueprint import Blueprint, refuse_variants, required
 from boe.denoisers.weights import KeyMap
+
+_BD3LM_SWITCHES = {
+    "cross_attn": True,
+    "adaln": True,
+    "causal": False,
+    "time_conditioning": False,
+}
+# BD3-LM's range of mask rates in training, which some of its checkpoints hold.
+_OF_TRAINING = frozenset({"sampling_eps_min", "sampling_eps_max"})
 
 
 def recognises_mdlm(config: dict[str, Any]) -> bool:
     return config.get("model_type") == "mdlm"
+
+
+def recognises_bd3lm(config: dict[str, Any]) -> bool:
+    return config.get("model_type") == "bd3lm"
 
 
 def recognises_sedd(config: dict[str, Any]) -> bool:
@@ -33,16 +48,31 @@ def mdlm_blueprint(config: dict[str, Any]) -> Blueprint:
 
     The mask is the last id, unless the model's tokenizer has a mask token of its own.
     """
-    shape = DiTConfig(
-        vocab_size=required(config, "vocab_size", "MDLM"),
-        hidden_size=required(config, "hidden_dim", "MDLM"),
-        cond_dim=required(config, "cond_dim", "MDLM"),
-        n_blocks=required(config, "n_blocks", "MDLM"),
-        n_heads=required(config, "n_heads", "MDLM"),
-        length=required(config, "model_length", "MDLM"),
-    )
     noise = NoiseRange.log_linear() if config.get("time_conditioning") else None
-    return _blueprint("mdlm", shape, "backbone.", noise, config)
+    return _blueprint("mdlm", _flat_shape(config, "MDLM"), "backbone.", noise, config)
+
+
+def bd3lm_blueprint(config: dict[str, Any]) -> Blueprint:
+    """BD3-LM: MDLM's network under block-causal attention, its time zeroed.
+
+    Raises:
+        UnsupportedModel: a setting is absent, or one that we do not compute.
+    """
+    refuse_variants(config, _BD3LM_SWITCHES, "BD3-LM")
+    length = block_length_of(config, required(config, "block_size", "BD3-LM"))
+    shape = _flat_shape(config, "BD3-LM")
+    return _blueprint("bd3lm", shape, "backbone.", None, config, length)
+
+
+def _flat_shape(config: dict[str, Any], name: str) -> DiTConfig:
+    return DiTConfig(
+        vocab_size=required(config, "vocab_size", name),
+        hidden_size=required(config, "hidden_dim", name),
+        cond_dim=required(config, "cond_dim", name),
+        n_blocks=required(config, "n_blocks", name),
+        n_heads=required(config, "n_heads", name),
+        length=required(config, "model_length", name),
+    )
 
 
 def sedd_blueprint(config: dict[str, Any]) -> Blueprint:
@@ -91,16 +121,29 @@ def _blueprint(
     prefix: str,
     noise: NoiseRange | None,
     published: dict[str, Any],
+    block_length: int | None = None,
 ) -> Blueprint:
     def build() -> DiT:
         with torch.device("meta"):
             return DiT(shape)
 
-    def denoiser(model: nn.Module, mask_id: int, suppressed_ids: tuple[int, ...]) -> Any:
+    def denoiser(
+        model: nn.Module,
+        mask_id: int,
+        suppressed_ids: tuple[int, ...],
+        *,
+        block_length: int | None = None,
+    ) -> Any:
         from boe.denoisers.dit_denoiser import DiTDenoiser
 
         assert isinstance(model, DiT)
-        return DiTDenoiser(model, mask_id, suppressed_ids=suppressed_ids, noise=noise)
+        return DiTDenoiser(
+            model,
+            mask_id,
+            suppressed_ids=suppressed_ids,
+            noise=noise,
+            block_length=block_length,
+        )
 
     skeleton = build()
     names = {f"{prefix}{name}": name for name in skeleton.state_dict()}
@@ -109,9 +152,11 @@ def _blueprint(
         format=format,
         vocab_size=shape.vocab_size,
         build=build,
-        keys=KeyMap(names, optional=computed),
+        keys=KeyMap(names, optional=computed, ignored=_OF_TRAINING),
         denoiser=denoiser,
         mask_id=None,
         default_mask_id=shape.vocab_size - 1,
         native_config=published,
+        tokenizer=None,
+        block_length=block_length,
     )

@@ -11,8 +11,8 @@ from boe.decoding import Budget, Item, generate
 from boe.denoisers.base import Denoiser
 from boe.samplers import BoE, Sampler, Strategy, sampler_from
 
-SHARED = ("candidates", "rho", "tolerance")
-"""Options of a sampler that choose its candidates."""
+SHARED = ("candidates", "rho", "tolerance", "sure")
+"""Options of a sampler that choose its candidates, and whether it compares them at all."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ def scoring_sampler(spec: str, candidates: str, rho: float) -> Sampler:
     if isinstance(policy, Strategy) or not isinstance(policy, Sampler):
         raise ValueError(f"scores must be samplers that rank positions, got {spec!r}")
     known = {field.name for field in fields(policy)}  # type: ignore[arg-type]
-    common = {"candidates": candidates, "rho": rho, "tolerance": None}
+    common = {"candidates": candidates, "rho": rho, "tolerance": None, "sure": None}
     return replace(policy, **{k: v for k, v in common.items() if k in known})  # type: ignore[type-var]
 
 
 def candidate_chooser(candidates: str, rho: float) -> Sampler:
     """The sampler whose candidates are everybody's."""
-    return BoE(candidates=candidates, rho=rho, tolerance=None, alpha=0.0)
+    return BoE(candidates=candidates, rho=rho, tolerance=None, sure=None, alpha=0.0)
 
 
 def first_steps(

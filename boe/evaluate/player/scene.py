@@ -15,7 +15,7 @@ from boe.denoisers.base import Denoiser
 from boe.evaluate.record import run_cell
 from boe.evaluate.settings import Setting
 from boe.evaluate.study import Cell
-from boe.tasks import SudokuTask, Task, TaskItem
+from boe.tasks import ProseTask, SudokuTask, Task, TaskItem
 from boe.tasks.sudoku.grid import solutions
 from boe.tasks.text.task import CharacterTask
 from boe.tasks.text.vocabulary import decode, encode
@@ -192,6 +192,8 @@ def truth_of(task: Task, item: TaskItem) -> Tensor | None:
 def _letters(task: Task) -> Callable[[int], str]:
     if isinstance(task, CharacterTask):
         return lambda index: decode([index])
+    if isinstance(task, ProseTask):
+        return lambda index: task.answer(torch.tensor([index]))
     return str
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from boe_kernels import _triton_index_check
 from boe_kernels._attention_launch import HEAD_DIMS, tiles_for
 from boe_kernels._triton import AotCase
 from boe_kernels.query_attention.triton.backward import backward
@@ -19,24 +21,55 @@ __all__ = ["aot_cases", "backward", "forward"]
 _MANY, _FEW = 512, 1
 """Heads that occupy every device, and too few to do so."""
 
+_HIDING: dict[str, dict[str, Any]] = {
+    "everything seen": {},
+    "padding": {"padded": True},
+    "window": {"window": 64},
+    "blocks": {"block_size": 32},
+    "padding, window, blocks": {"padded": True, "window": 64, "block_size": 32},
+}
+"""What hides keys, by the name that it has in a case."""
+
+_EXTREMES = ("everything seen", "padding, window, blocks")
+
+_SAMPLED = {
+    "forward, bfloat16, 128, everything seen",
+    "forward, bfloat16, 128, window",
+    "forward, bfloat16, 256, padding",
+    "forward, float32, 64, everything seen",
+    "one pass, bfloat16, 128, everything seen",
+    "one pass, bfloat16, 256, window",
+    "one pass, float16, 80",
+    "split, bfloat16, 128, window",
+}
+
 
 def aot_cases() -> Iterator[AotCase]:
-    """Every tile of the table: element and head widths, all keys seen or not, padding."""
-    for dtype, width in product((torch.bfloat16, torch.float32), HEAD_DIMS):
-        half = dtype == torch.bfloat16
-        for window, padded in ((None, False), (64, False), (None, True)):
-            sample = not padded and ((half and width == 128) or (width == 64 and window is None))
-            hides = "padding" if padded else "everything seen" if window is None else "window"
-            call = partial(_case, dtype=dtype, width=width, window=window, padded=padded)
-            what = f"{str(dtype).removeprefix('torch.')}, {width}, {hides}"
-            yield AotCase(f"forward, {what}", partial(call, "forward"), sample)
-            yield AotCase(f"one pass, {what}", partial(call, "one pass"), sample)
-            yield AotCase(f"split, {what}", partial(call, "split"), sample and half)
-            yield AotCase(f"split, few heads, {what}", partial(call, "split", heads=_FEW), False)
-    odd = partial(_case, "one pass", dtype=torch.float16, width=80)
-    yield AotCase("one pass, float16, 80", odd)
-    blocks = partial(_case, "one pass", dtype=torch.bfloat16, width=128, block_size=32)
-    yield AotCase("one pass, bfloat16, 128, blocks", blocks, False)
+    """Every tile of the table: element and head widths, and what hides keys.
+
+    And the check of index values, which all ops share and attention needs the most.
+    """
+    yield from _triton_index_check.aot_cases()
+    for name, call in _cases():
+        yield AotCase(name, call, name in _SAMPLED)
+
+
+def _cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    kernels = ("forward", "one pass", "split")
+    for dtype, width, hiding in product((torch.bfloat16, torch.float32), HEAD_DIMS, _HIDING):
+        # Products without matrix units take long to compile: of these the extremes only.
+        if dtype == torch.float32 and hiding not in _EXTREMES:
+            continue
+        what = f"{str(dtype).removeprefix('torch.')}, {width}, {hiding}"
+        call = partial(_case, dtype=dtype, width=width, **_HIDING[hiding])
+        yield from ((f"{kernel}, {what}", partial(call, kernel)) for kernel in kernels)
+        if hiding in _EXTREMES:
+            yield f"split, few heads, {what}", partial(call, "split", heads=_FEW)
+    for kernel in kernels:
+        # Columns that are not there cost registers, too.
+        yield f"{kernel}, float16, 80", partial(_case, kernel, dtype=torch.float16, width=80)
+    of_rows = partial(_case, "split", dtype=torch.bfloat16, width=128, grad_rows="keys")
+    yield "split, gradients of keys at rows, bfloat16, 128", of_rows
 
 
 def _case(
@@ -47,15 +80,19 @@ def _case(
     block_size: int | None = None,
     padded: bool = False,
     heads: int = _MANY,
+    grad_rows: str = "queries",
 ) -> None:
-    """The launches of one kernel on meta tensors, in every tile that it has."""
+    """The launches of one kernel on meta tensors, in every tile that it has.
+
+    Where keys are padded each canvas has an index set of its own, else all share one.
+    """
 
     def meta(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
-    length = 1024
-    q = meta(1, length, heads, width, dtype=dtype).transpose(1, 2)
-    mask = meta(1, length, dtype=torch.bool) if padded else None
+    length, batch = 1024, 2
+    q = meta(batch, length, heads, width, dtype=dtype).transpose(1, 2)
+    mask = meta(batch, length, dtype=torch.bool) if padded else None
     restrictions = (mask, 0.1, window, block_size)
     if kernel == "forward":
         forward(q, q, q, *restrictions)
@@ -64,7 +101,7 @@ def _case(
     if kernel == "one pass":
         hidden = window is not None or block_size is not None
         counts = [tile.held for tile in tiles_for("one_pass", q, hidden)]
-    lse = meta(1, heads, length, dtype=torch.float32)
+    lse = meta(batch, heads, length, dtype=torch.float32)
     for count in counts:
-        rows = meta(1, count, dtype=torch.int64)
-        backward(q, q, q, q, q, lse, rows, *restrictions, "queries", False)
+        rows = meta(batch if padded else 1, count, dtype=torch.int64)
+        backward(q, q, q, q, q, lse, rows, *restrictions, grad_rows, False)

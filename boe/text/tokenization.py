@@ -14,7 +14,7 @@ _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 
 
 class Texts:
-    """A tokenizer as an evaluation needs it.
+    """A tokenizer as writing and judging texts needs it.
 
     Args:
         tokenizer: of the model.
@@ -31,6 +31,11 @@ class Texts:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         if self.mask_id in ids:
             raise ValueError(f"the text holds the mask token (id {self.mask_id}): {text[:80]!r}…")
+        return ids
+
+    def encode_with_masks(self, text: str) -> list[int]:
+        """Ids of a text in which mask tokens mark gaps, without special tokens around it."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
     def opening(self, ids: Sequence[int]) -> list[int]:
@@ -117,9 +122,7 @@ class Texts:
             ValueError: the tokenizer has no chat template.
         """
         if not self.tokenizer.chat_template:
-            raise ValueError(
-                "the tokenizer has no chat template; run without --apply_chat_template"
-            )
+            raise ValueError("the tokenizer has no chat template: give plain prompts instead")
         text: str = self.tokenizer.apply_chat_template(
             messages,
             tokenize=False,

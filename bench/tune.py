@@ -1,0 +1,198 @@
+"""Attention tiles from measured times: ``python -m bench tune``, on a GPU.
+
+Writes the entries of ``boe_kernels/_attention_tiles.json`` for the architecture at hand. A tile
+is timed only if each of its binaries compiles without spills and within the shared memory, and
+counts only if its results agree with those of the tiles in the table. Times are kept as they
+come, so that an interrupted run goes on where it was; the table is written after each entry.
+Afterwards ``python -m bench resources`` should be run under each Triton that is supported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.results import hardware_name
+from bench.terminal import console
+from bench.tiles import KERNELS, Role, Subject, call, candidates, fits, only_tile, roles
+from boe_kernels._attention_launch import ARCHITECTURES, HEAD_DIMS, TABLE, Architecture, Tile
+from boe_kernels._triton import for_device
+
+# Results of two tiles differ in the order of sums, and in where P is rounded.
+_TOLERANCE = 2e-2
+
+Fit = Callable[[Sequence[tuple[str, Subject, Role, Tile]]], Sequence[bool]]
+Measure = Callable[[str, Subject, Role, Tile], float | None]
+
+
+class Times:
+    """Milliseconds of tiles, ``None`` where a tile is out, in a file of a JSON object per line."""
+
+    def __init__(self, path: Path, where: str) -> None:
+        self._path, self._where = path, where
+        self._known: dict[str, float | None] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        # The last line is not whole if the run that wrote it was killed.
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            if entry["where"] == where:
+                self._known[json.dumps(entry["what"])] = entry["ms"]
+
+    @staticmethod
+    def _what(subject: Subject, role: Role, tile: Tile) -> list[Any]:
+        return [subject.kernel, subject.key, role.name, list(astuple(tile))]
+
+    def missing(self, subject: Subject, role: Role, tiles: Sequence[Tile]) -> list[Tile]:
+        known = self._known
+        return [t for t in tiles if json.dumps(self._what(subject, role, t)) not in known]
+
+    def of(self, subject: Subject, role: Role, tile: Tile) -> float | None:
+        return self._known[json.dumps(self._what(subject, role, tile))]
+
+    def add(self, subject: Subject, role: Role, tile: Tile, ms: float | None) -> None:
+        what = self._what(subject, role, tile)
+        self._known[json.dumps(what)] = ms
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"where": self._where, "what": what, "ms": ms}) + "\n")
+
+
+# --- choosing -----------------------------------------------------------------------
+
+
+def tune_entry(
+    architecture: str, subject: Subject, times: Times, fit: Fit, measure: Measure
+) -> list[Tile]:
+    """The quickest tile of each role, the same one not twice; none of a role that none fits."""
+    chosen: list[Tile] = []
+    for role in roles(subject):
+        tiles = candidates(subject, role, ARCHITECTURES[architecture])
+        missing = times.missing(subject, role, tiles)
+        answers = fit([(architecture, subject, role, tile) for tile in missing])
+        for tile, fitting in zip(missing, answers, strict=True):
+            ms = measure(architecture, subject, role, tile) if fitting else None
+            times.add(subject, role, tile, ms)
+        timed = [(ms, tile) for tile in tiles if (ms := times.of(subject, role, tile)) is not None]
+        if timed:
+            _, best = min(timed, key=lambda each: each[0])
+            chosen += [best] if best not in chosen else []
+    return chosen
+
+
+@dataclass(frozen=True)
+class Table:
+    """The file of tiles."""
+
+    path: Path
+
+    def write(self, architecture: str, subject: Subject, tiles: Sequence[Tile]) -> None:
+        """Replace an entry, in the file and for the rest of this run."""
+        data = json.loads(self.path.read_text(encoding="utf-8"))
+        entries = data[architecture]["tiles"][subject.kernel]
+        entries[subject.key] = [list(astuple(tile)) for tile in tiles]
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(table_text(data), encoding="utf-8")
+        fresh.replace(self.path)
+        ARCHITECTURES[architecture] = Architecture.from_json(data[architecture])
+
+
+def table_text(data: dict[str, Any]) -> str:
+    """The table as JSON, one line per entry."""
+
+    def block(members: Sequence[str], depth: int) -> str:
+        inside = ",\n".join(" " * (depth + 1) + member for member in members)
+        return "{\n" + inside + "\n" + " " * depth + "}"
+
+    architectures = []
+    for name, facts in data.items():
+        kernels = []
+        for kernel, entries in facts["tiles"].items():
+            lines = [f"{json.dumps(key)}: {json.dumps(tiles)}" for key, tiles in entries.items()]
+            kernels.append(f"{json.dumps(kernel)}: {block(lines, 3)}")
+        count = f'"multiprocessors": {facts["multiprocessors"]}'
+        tiles = f'"tiles": {block(kernels, 2)}'
+        architectures.append(f"{json.dumps(name)}: {block([count, tiles], 1)}")
+    return block(architectures, 0) + "\n"
+
+
+# --- on the GPU ---------------------------------------------------------------------
+
+
+def measured(architecture: str, subject: Subject, role: Role, tile: Tile) -> float | None:
+    """Milliseconds, the geometric mean over the role's shapes; ``None``: a wrong result."""
+    from triton.testing import do_bench
+
+    device, logs = torch.device("cuda"), 0.0
+    for shape in role.shapes:
+        run = call(subject, shape, device)
+        expected = run()
+        with only_tile(architecture, subject, tile):
+            if not _agree(run(), expected):
+                return None
+            logs += math.log(do_bench(run, warmup=5, rep=40, return_mode="median"))
+    return math.exp(logs / len(role.shapes))
+
+
+def _agree(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    for a, b in zip(results, expected, strict=True):
+        error = (a.float() - b.float()).norm() / b.float().norm().clamp_min(1e-20)
+        # NaN is no agreement either.
+        if not error <= _TOLERANCE:
+            return False
+    return True
+
+
+def main(argv: Sequence[str]) -> None:
+    """Tune what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m bench tune", description=__doc__)
+    parser.add_argument("--kernel", choices=tuple(KERNELS), nargs="+", default=tuple(KERNELS))
+    parser.add_argument("--width", choices=HEAD_DIMS, type=int, nargs="+", default=HEAD_DIMS[:2])
+    parser.add_argument("--bits", choices=(16, 32), type=int, nargs="+", default=(16,))
+    parser.add_argument("--times", type=Path, help="where times are kept")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compiling processes")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        raise SystemExit("bench tune needs a GPU: it chooses tiles by their measured times")
+    device = torch.device("cuda")
+    name = hardware_name(device)
+    here = for_device({each: each for each in ARCHITECTURES}, device)
+    path = options.times or Path("bench/results") / f"tiles-{name.replace(' ', '-')}.jsonl"
+    import triton
+
+    times = Times(path, f"{name}, Triton {triton.__version__}")
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+
+        def fit(wanted: Sequence[tuple[str, Subject, Role, Tile]]) -> Sequence[bool]:
+            return list(pool.map(fits, *zip(*wanted, strict=True))) if wanted else []
+
+        for kernel, bits, width, hidden in product(
+            options.kernel, options.bits, options.width, (False, True)
+        ):
+            subject = Subject(kernel, bits, width, hidden)
+            tiles = tune_entry(here, subject, times, fit, measured)
+            listed = ", ".join(str(astuple(tile)) for tile in tiles)
+            console().print(
+                f"{here}, {kernel}, {subject.key}: {listed or 'none fits, not changed'}"
+            )
+            if tiles:
+                Table(TABLE).write(here, subject, tiles)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

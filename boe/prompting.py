@@ -1,0 +1,123 @@
+"""From texts to what the decoding loop takes: prompts, conversations, decoding options.
+
+Shared by whoever is given texts: the ``boe`` command and sharded generation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from boe.decoding.prefix import PrefixKV, check_prefix_name
+from boe.samplers import sampler_from
+from boe.samplers.budgets import Budget, FrontLoaded, TokensPerStep
+
+if TYPE_CHECKING:
+    from boe.denoisers.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How prompts are decoded; texts of ``stop``, ``suppress`` and ``delay`` are tokenised.
+
+    Attributes:
+        sampler: a specification (:func:`boe.samplers.sampler_from`).
+        steps: decoding steps; one token per step if ``None``.
+        block_length, temperature, top_p, guidance, prefix_kv, seed: as in
+            :func:`boe.generate`.
+        stop: texts that end a sequence once it is written up to them.
+        suppress, delay: texts of one token each, never written or revealed last.
+
+    Raises:
+        ValueError: a sampler that cannot be read, or a number outside its range.
+    """
+
+    sampler: str = "boe"
+    steps: int | None = None
+    block_length: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    guidance: float = 0.0
+    prefix_kv: PrefixKV = "recompute"
+    stop: tuple[str, ...] = ()
+    suppress: tuple[str, ...] = ()
+    delay: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sampler_from(self.sampler)
+        for name in ("steps", "block_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.temperature is not None and not 0.0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be finite and not negative, got {self.temperature}")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not 0.0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be finite and not negative, got {self.guidance}")
+        check_prefix_name(self.prefix_kv)
+
+    @property
+    def budget(self) -> Budget:
+        return TokensPerStep(1) if self.steps is None else FrontLoaded(self.steps)
+
+    def arguments(self, tokenizer: Any) -> dict[str, Any]:
+        """The arguments of :func:`boe.generate` after denoiser and canvas.
+
+        Raises:
+            ValueError: a text that is no token, or not one, to this tokenizer.
+        """
+        return {
+            "sampler": self.sampler,
+            "budget": self.budget,
+            "block_length": self.block_length,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "guidance": self.guidance,
+            "prefix_kv": self.prefix_kv,
+            "stop": [_ids_of(tokenizer, "stop", text) for text in self.stop],
+            "suppress": [_id_of(tokenizer, "suppress", text) for text in self.suppress],
+            "delay": [_id_of(tokenizer, "delay", text) for text in self.delay],
+            "seed": self.seed,
+        }
+
+
+def prompt_ids(loaded: LoadedModel, prompt: str, length: int) -> Tensor:
+    """Ids of a prompt with ``length`` masks after it, int64 (L,).
+
+    Raises:
+        ValueError: there is nothing to fill in.
+    """
+    tokenizer, mask_id = loaded.tokenizer, loaded.denoiser.facts.mask_id
+    ids: Tensor = tokenizer(prompt, return_tensors="pt").input_ids[0]
+    if length:
+        # Appended masks belong before a closing special token such as [SEP].
+        closing = len(ids) and int(ids[-1]) in set(tokenizer.all_special_ids) - {mask_id}
+        cut = len(ids) - 1 if closing else len(ids)
+        ids = torch.cat([ids[:cut], torch.full((length,), mask_id), ids[cut:]])
+    if not bool((ids == mask_id).any()):
+        raise ValueError(
+            f"the prompt holds no {tokenizer.mask_token} and --length is 0: nothing to fill in"
+        )
+    return ids
+
+
+def _ids_of(tokenizer: Any, option: str, text: str) -> list[int]:
+    """The ids of a text without special tokens around it."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    if not ids:
+        raise ValueError(f"--{option} {text!r} is no text to this tokenizer")
+    return ids
+
+
+def _id_of(tokenizer: Any, option: str, text: str) -> int:
+    """The id of a text that is one token."""
+    ids = _ids_of(tokenizer, option, text)
+    if len(ids) > 1:
+        raise ValueError(f"--{option} {text!r} must be one token, it is {len(ids)}")
+    return ids[0]

@@ -1,0 +1,199 @@
+"""Answering one shard of prompts: independent of what starts it, and on which host.
+
+A shard's answers are stored batch by batch as they come, and a restart goes on behind the
+last whole batch. The finished shard is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
+
+import torch
+
+from boe.denoisers import UnsupportedModel
+from boe.denoisers.loading import LoadedModel, load_model
+from boe.denoisers.placement import dtype_named, require_device
+from boe.evaluate.environment import environment
+from boe.evaluate.files import write_json, write_whole
+from boe.evaluate.fingerprint import fingerprint
+from boe.evaluate.store import RecordStore, digest_of
+from boe.samplers import Strategy, sampler_from
+from boe.scaling.job import JobFolder, ModelSource
+from boe.scaling.prompts import Prompt
+from boe.text import Failure, Reply, TextGenerator
+
+SCHEMA = "boe/generation-shard/1"
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Replica:
+    """One model that answers shards of a job, one after another.
+
+    Args:
+        folder: of the job.
+        loaded: its model, if it is loaded already.
+
+    Raises:
+        ValueError: the job's prompt file has changed, or an option that names no token.
+        FileNotFoundError, UnsupportedModel: as :func:`boe.load_model`.
+    """
+
+    def __init__(self, folder: JobFolder, loaded: LoadedModel | None = None) -> None:
+        self.folder, self.job = folder, folder.read()
+        self._deal = self.job.deal()
+        self.loaded = load_source(self.job.model) if loaded is None else loaded
+        options = self.job.options
+        # A name that is no token is found here, and not at every prompt.
+        options.arguments(self.loaded.tokenizer)
+        shares_fate = Strategy.of(sampler_from(options.sampler)).particles is not None
+        self.generator = TextGenerator(
+            self.loaded, replace(options, failures="raise" if shares_fate else "keep")
+        )
+        self._made_with = {
+            "denoiser": fingerprint(self.loaded.denoiser),
+            "environment": environment(),
+        }
+
+    def run_shard(self, shard: int) -> None:
+        """Answer what the shard lacks, and write it.
+
+        Prompts that cannot be answered are written with the reason, and the rest is kept.
+        They are tried again by every call, since no answer of theirs is stored.
+
+        Raises:
+            BlockingIOError: another process is at work on this shard.
+            torch.AcceleratorError: the device has failed, which is no prompt's doing.
+        """
+        # The number of shards decides nothing but which file an answer is in.
+        of = {**self.job.identity, "denoiser": self._made_with["denoiser"]}
+        failures: dict[int, str] = {}
+        with RecordStore(self.folder.progress(shard)) as store:
+            for batch in self._deal.shards[shard]:
+                stored = store.results(of)
+                if any(prompt.line not in stored for prompt in batch):
+                    # The whole batch, also where half of it is there: it is decoded as it
+                    # would have been without the interruption.
+                    new, failed = self._answer(batch)
+                    store.append(of, [a for a in new if a["item"] not in stored])
+                    failures.update(failed)
+            answers = store.results(of)
+        prompts = sorted((p for batch in self._deal.shards[shard] for p in batch), key=_line_of)
+        # An answer that was stored before counts, whatever became of it this time.
+        failures = {line: why for line, why in failures.items() if line not in answers}
+        lines = [_as_line(prompt, answers, failures) for prompt in prompts]
+        write_json(
+            self.folder.report(shard),
+            {
+                "schema": SCHEMA,
+                "shard": shard,
+                "prompts": len(prompts),
+                "failures": len(failures),
+                "decided_by": digest_of(of),
+                **self._made_with,
+            },
+        )
+        write_whole(self.folder.shard(shard), "".join(line + "\n" for line in lines))
+
+    def _answer(self, batch: Sequence[Prompt]) -> tuple[list[dict[str, Any]], dict[int, str]]:
+        """A batch's answers, and by line why prompts have none."""
+        answers: list[dict[str, Any]] = []
+        failures: dict[int, str] = {}
+        outcomes = isolating(self._write, batch)
+        for prompt, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Reply):
+                answers.append(_as_record(prompt, outcome))
+            else:
+                error = outcome.error if isinstance(outcome, Failure) else outcome
+                failures[prompt.line] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return answers, failures
+
+    def _write(self, batch: Sequence[Prompt]) -> list[Reply | Failure]:
+        """Replies to prompts of one kind and length."""
+        kind, length = batch[0].kind, batch[0].length
+        options: dict[str, Any] = {"item_ids": [prompt.key for prompt in batch]}
+        if kind == "chat":
+            chats = [prompt.messages for prompt in batch]
+            return self.generator.chat(chats, max_new_tokens=length, **options)  # type: ignore[arg-type]
+        texts = [prompt.prompt or "" for prompt in batch]
+        if length:
+            return self.generator.complete(texts, max_new_tokens=length, **options)
+        # Where nothing is appended there are gaps to fill, and nothing to stop.
+        return self.generator.infill(texts, stop=(), **options)
+
+
+def _as_record(prompt: Prompt, reply: Reply) -> dict[str, Any]:
+    """What is stored of a reply."""
+    gaps = {"gaps": list(reply.gaps)} if reply.gaps else {}
+    return {
+        "item": prompt.line,
+        "answer": reply.text,
+        **gaps,
+        "finish": reply.finish,
+        "tokens": len(reply.ids),
+        **asdict(reply.account),
+    }
+
+
+def isolating(run: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R | Exception]:
+    """``run(items)``; where that fails, in halves, down to the items that fail on their own.
+
+    Returns:
+        A result or the exception for each item, in order. Too little memory for a batch is
+        a failure of this kind too.
+
+    Raises:
+        UnsupportedModel, torch.AcceleratorError: what no item is to blame for.
+    """
+    if not items:
+        return []
+    try:
+        return [*run(items)]
+    except (UnsupportedModel, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        if len(items) == 1:
+            return [error.with_traceback(None)]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = (len(items) + 1) // 2
+    return isolating(run, items[:middle]) + isolating(run, items[middle:])
+
+
+def load_source(model: ModelSource) -> LoadedModel:
+    """The job's model on the device that this process is given."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return load_model(
+        model.source,
+        device=require_device(model.device),
+        dtype=dtype_named(model.dtype),
+        mask_id=model.mask_id,
+        tokenizer=model.tokenizer,
+        allow_pickle=model.allow_pickle,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _as_line(
+    prompt: Prompt, answers: Mapping[int, Mapping[str, Any]], failures: Mapping[int, str]
+) -> str:
+    """A line of a finished shard."""
+    content: dict[str, Any] = {"id": prompt.id, "line": prompt.line}
+    if prompt.line in failures:
+        content["error"] = failures[prompt.line]
+    else:
+        answer = answers[prompt.line]
+        content.update({name: value for name, value in answer.items() if name != "item"})
+    if prompt.meta is not None:
+        content["meta"] = prompt.meta
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _line_of(prompt: Prompt) -> int:
+    return prompt.line
