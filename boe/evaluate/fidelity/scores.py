@@ -11,9 +11,6 @@ from boe.decoding import Budget, Item, generate
 from boe.denoisers.base import Denoiser
 from boe.samplers import BoE, Sampler, Strategy, sampler_from
 
-SHARED = ("candidates", "rho", "tolerance", "sure")
-"""Options of a sampler that choose its candidates, and whether it compares them at all."""
-
 
 @dataclass(frozen=True)
 class FirstStep:
