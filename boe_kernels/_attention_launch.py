@@ -17,11 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boe_kernels._triton import for_device
+from boe_kernels._triton import for_device, widest_head
 
 TABLE = Path(__file__).with_name("_attention_tiles.json")
 HEAD_DIMS = (64, 128, 256)
 """Head dimensions with tiles of their own; others use those of the next larger."""
+
+
+def dtypes_and_head_dims() -> list[tuple[torch.dtype, int]]:
+    """Every pair that has tiles; float16 shares those of bfloat16."""
+    dtypes = (torch.bfloat16, torch.float32)
+    return [(dtype, n) for dtype in dtypes for n in HEAD_DIMS if n <= widest_head(dtype)]
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -81,13 +87,8 @@ def tile_key(dtype: torch.dtype, width: int, hidden: bool) -> str:
 
 
 def tiles_for(kernel: str, q: Tensor, hidden: bool) -> tuple[Tile, ...]:
-    table = for_device(ARCHITECTURES, q.device).tiles[kernel]
-    if q.shape[-1] > HEAD_DIMS[-1]:
-        raise ValueError(
-            f"the Triton kernels take head dimensions up to {HEAD_DIMS[-1]}, got {q.shape[-1]}; "
-            "use backend='library'"
-        )
-    return table[tile_key(q.dtype, q.shape[-1], hidden)]
+    tiles = for_device(ARCHITECTURES, q.device).tiles[kernel]
+    return tiles[tile_key(q.dtype, q.shape[-1], hidden)]
 
 
 def programs_wanted(q: Tensor, tile: Tile) -> int:

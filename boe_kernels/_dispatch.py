@@ -24,6 +24,8 @@ from types import ModuleType
 
 import torch
 
+from boe_kernels._triton import why_not_heads
+
 PATHS = ("triton", "native", "library", "reference")
 BACKENDS = ("auto", *PATHS)
 
@@ -65,8 +67,13 @@ def registered_ops() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
-def decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> Decision:
+def decide(
+    op: str, backend: str, device: torch.device, dtype: torch.dtype, width: int | None = None
+) -> Decision:
     """The path that ``op`` takes for tensors of ``dtype`` on ``device``.
+
+    Args:
+        width: the heads' dimension, for attention ops.
 
     Raises:
         ValueError: ``backend`` is unknown, or names a path that cannot run here.
@@ -84,6 +91,8 @@ def decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> D
             rejected[path] = "needs a GPU"
             continue
         reason = paths[path](device, dtype)
+        if reason is None and path == "triton" and width is not None:
+            reason = why_not_heads(dtype, width)
         if reason is None:
             return Decision(op, path, rejected)
         rejected[path] = reason

@@ -53,6 +53,23 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def widest_head(dtype: torch.dtype) -> int:
+    """The largest head dimension of the attention kernels.
+
+    In float32 the tiles of wider heads do not fit the registers, whatever their size.
+    """
+    return 256 if dtype.itemsize == 2 else 128
+
+
+def why_not_heads(dtype: torch.dtype, width: int) -> str | None:
+    """Why the attention kernels cannot run for heads of ``width``."""
+    widest = widest_head(dtype)
+    if width <= widest:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return f"the kernels take {name} heads of at most {widest} dimensions, got {width}"
+
+
 # --- launching ----------------------------------------------------------------------
 
 

@@ -156,7 +156,7 @@ class StopGradient(AttentionMode):
 
 def _gives_lse(q: Tensor) -> bool:
     """Whether the forward of these queries gives its log-sum-exp: not PyTorch's on a GPU."""
-    path = decide("active_query_attention", "auto", q.device, q.dtype).path
+    path = decide("active_query_attention", "auto", q.device, q.dtype, q.shape[-1]).path
     return path != "library" or q.device.type == "cpu"
 
 

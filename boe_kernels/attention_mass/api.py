@@ -84,7 +84,7 @@ def attention_mass(
         require_shape("row_idx", row_idx, (*row_idx.shape[:-1], count), "(..., S)")
         rows = pad_rows(row_idx)
     scale = 1.0 / math.sqrt(width) if scale is None else float(scale)
-    path = decide(op.NAME, backend, q_rows.device, q_rows.dtype).path
+    path = decide(op.NAME, backend, q_rows.device, q_rows.dtype, q_rows.shape[-1]).path
     inputs = (
         q_rows.detach(),
         k.detach(),

@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from boe_kernels._attention_launch import (
-    HEAD_DIMS,
     bounded,
     ceil_div,
     constants,
+    dtypes_and_head_dims,
     index_set,
     padding_mask,
     strides,
@@ -170,7 +170,7 @@ def forward(
 
 def aot_cases() -> Iterator[AotCase]:
     """Element and head widths, all keys seen or not."""
-    for dtype, width, window in product((torch.bfloat16, torch.float32), HEAD_DIMS, (None, 64)):
+    for (dtype, width), window in product(dtypes_and_head_dims(), (None, 64)):
         sample = dtype == torch.bfloat16 and width == 256 and window is not None
         q_rows, k = (torch.empty(2, 8, n, width, dtype=dtype, device="meta") for n in (64, 1024))
         weights = torch.empty(2, 64, device="meta")

@@ -94,7 +94,7 @@ def active_query_attention(
         TypeError, ValueError, IndexError: an argument is not as above.
     """
     scale = _check_structure(q, k, v, key_padding_mask, scale, window, block_size, grad_rows)
-    path = decide(op.NAME, backend, q.device, q.dtype).path
+    path = decide(op.NAME, backend, q.device, q.dtype, q.shape[-1]).path
     if isinstance(active_idx, DeferredRows):
         if path == "reference":
             raise ValueError("DeferredRows cannot be used with backend='reference'")
@@ -141,7 +141,7 @@ def active_query_forward(
             which is so off the CPU.
     """
     scale = _check_structure(q, k, v, key_padding_mask, scale, window, block_size, "queries")
-    path = decide(op.NAME, backend, q.device, q.dtype).path
+    path = decide(op.NAME, backend, q.device, q.dtype, q.shape[-1]).path
     if path == "reference" or (path == "library" and q.device.type != "cpu"):
         raise ValueError(
             f"the {path} path does not give the log-sum-exp on {q.device.type}; use the triton path"
@@ -194,7 +194,7 @@ def active_query_backward(
     require_tensor("lse", lse)
     require_shape("lse", lse, tuple(q.shape[:3]), "(B, Hq, L)")
     check_rows("active_idx", active_idx, q.shape[0], q.shape[2], like=q)
-    path = decide(op.NAME, backend, q.device, q.dtype).path
+    path = decide(op.NAME, backend, q.device, q.dtype, q.shape[-1]).path
     if path == "reference":
         raise ValueError("the reference has no backward of its own: differentiate its forward")
     with torch.no_grad():

@@ -71,7 +71,7 @@ def active_row_attention(
         )
     rows = pad_rows(row_idx)
     scale = 1.0 / math.sqrt(width) if scale is None else float(scale)
-    path = decide(op.NAME, backend, q_rows.device, q_rows.dtype).path
+    path = decide(op.NAME, backend, q_rows.device, q_rows.dtype, q_rows.shape[-1]).path
     inputs = (q_rows, k_rows, v_rows, k, v, rows, key_padding_mask, scale, window, block_size)
     if path == "reference":
         note_path(op.NAME, path)

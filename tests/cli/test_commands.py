@@ -322,7 +322,7 @@ def test_generate_appends_masks_before_the_closing_token(tmp_path: Path) -> None
         "top_p",
         "guidance",
         "prefix_kv",
-            "chat",
+        "chat",
         "stop",
         "suppress",
         "delay",

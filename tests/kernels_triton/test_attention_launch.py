@@ -18,6 +18,7 @@ from boe_kernels._attention_launch import (
     Cut,
     Tile,
     constants,
+    dtypes_and_head_dims,
     first_occupying,
     tile_key,
     tiles_for,
@@ -27,8 +28,7 @@ from boe_kernels.query_attention import triton as query_kernels
 
 KEYS = [
     tile_key(dtype, width, hidden)
-    for dtype in (torch.bfloat16, torch.float32)
-    for width in HEAD_DIMS
+    for dtype, width in dtypes_and_head_dims()
     for hidden in (False, True)
 ]
 

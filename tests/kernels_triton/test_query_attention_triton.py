@@ -18,8 +18,9 @@ from dense_attention import (
 )
 from torch import Tensor
 
-from boe_kernels import active_query_attention
+from boe_kernels import active_query_attention, decide
 from boe_kernels._rows import pad_rows
+from boe_kernels._triton import why_not_heads
 from boe_kernels.query_attention import triton as kernels
 
 pytestmark = pytest.mark.usefixtures("interpreted", "poisoned_allocations")
@@ -322,7 +323,18 @@ def test_a_canvas_gives_the_same_bits_alone_as_in_a_batch(shape):
         assert equal(alone.run(), tuple(x[one] for x in together))
 
 
-def test_a_head_that_is_too_wide_is_refused():
-    case = Problem.of(torch.tensor([0]), batch=1, length=3, width=257)
-    with pytest.raises(ValueError, match="head dimensions up to 256, got 257"):
-        case.forward()
+@pytest.mark.parametrize(
+    ("dtype", "widest"), [(torch.float32, 128), (torch.float16, 256), (torch.bfloat16, 256)]
+)
+def test_heads_that_are_too_wide_have_no_tiles_and_a_reason(dtype, widest):
+    assert why_not_heads(dtype, widest) is None
+    name = str(dtype).removeprefix("torch.")
+    reason = f"the kernels take {name} heads of at most {widest} dimensions, got {widest + 1}"
+    assert why_not_heads(dtype, widest + 1) == reason
+
+
+def test_a_head_that_is_too_wide_is_refused_by_the_op():
+    q, k, v = Problem.of(torch.tensor([0]), batch=1, length=3, width=129).inputs
+    with pytest.raises(ValueError, match="float32 heads of at most 128 dimensions, got 129"):
+        active_query_attention(q, k, v, torch.tensor([0]), backend="triton")
+    assert decide("active_query_attention", "auto", q.device, q.dtype, 129).path == "library"

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from boe_kernels._attention_launch import HEAD_DIMS
+from boe_kernels._attention_launch import dtypes_and_head_dims
 from boe_kernels._triton import AotCase
 from boe_kernels.row_attention.triton.backward import backward
 from boe_kernels.row_attention.triton.forward import forward
@@ -19,7 +19,7 @@ __all__ = ["aot_cases", "backward", "forward"]
 
 def aot_cases() -> Iterator[AotCase]:
     """Element and head widths, all keys seen or not; one head, so that there are parts."""
-    for dtype, width, window in product((torch.bfloat16, torch.float32), HEAD_DIMS, (None, 64)):
+    for (dtype, width), window in product(dtypes_and_head_dims(), (None, 64)):
         sample = dtype == torch.bfloat16 and width == 128 and window is not None
         what = f"{str(dtype).removeprefix('torch.')}, {width}, window {window}"
         for heads in (1, 512):
