@@ -47,6 +47,14 @@ class TrainConfig:
         if self.precision not in ("bf16", "fp32"):
             raise ValueError(f"precision must be 'bf16' or 'fp32', got {self.precision!r}")
 
+    @property
+    def options(self) -> str:
+        """The options of ``boe train`` that give this configuration, but for what it leaves out."""
+        return (
+            f"--steps {self.steps} --batch-size {self.batch_size} "
+            f"--learning-rate {self.learning_rate} --precision {self.precision} --seed {self.seed}"
+        )
+
     def rate_at(self, step: int) -> float:
         """Learning rate of ``step``: linear warm-up, then half a cosine to zero."""
         warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from boe.denoisers import Denoiser
 from boe.lm_eval.requests import Asked, Wish
 from boe.lm_eval.settings import EvaluationSettings
 from boe.text.tokenization import Texts
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class Generator:
             waiting = list(group)
             size = self.settings.batch_size
             for start in range(0, len(waiting), size):
-                yield from halving(self._decode, waiting[start : start + size])
+                yield from self._decode(waiting[start : start + size])
 
     def _decode(self, prompts: Sequence[Prompt]) -> list[Answer]:
         settings, wish = self.settings, prompts[0].wish
@@ -164,20 +161,3 @@ class Generator:
     def _drops(self, token: int) -> bool:
         """Whether an id at the end of an answer is an ending to be left out of it."""
         return self.settings.skip_special_tokens and token in self.ends
-
-
-def halving(run: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
-    """``run(items)``, in halves where the device has not the memory for all.
-
-    Raises:
-        torch.OutOfMemoryError: not even one fits.
-    """
-    try:
-        return run(items)
-    except torch.OutOfMemoryError:
-        if len(items) == 1:
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    middle = (len(items) + 1) // 2
-    return halving(run, items[:middle]) + halving(run, items[middle:])

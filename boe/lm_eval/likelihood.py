@@ -8,8 +8,9 @@ texts the model prefers, but is not their likelihood.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from boe.decoding import Account, TokensPerStep, generate
 from boe.decoding.draws import seeded
 from boe.decoding.forwards import Forwards
 from boe.denoisers import Denoiser, UnsupportedModel
-from boe.lm_eval.generation import halving
 from boe_kernels import pad_rows
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -191,3 +194,20 @@ def windows(
         before = (*opening, *context)
         passages.append(Passage(before, tuple(ids[start:end]), tuple(closing), f"{key}/{number}"))
     return passages
+
+
+def halving(run: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
+    """``run(items)``, in halves where the device has not the memory for all.
+
+    Raises:
+        torch.OutOfMemoryError: not even one fits.
+    """
+    try:
+        return run(items)
+    except torch.OutOfMemoryError:
+        if len(items) == 1:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = (len(items) + 1) // 2
+    return halving(run, items[:middle]) + halving(run, items[middle:])

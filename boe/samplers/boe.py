@@ -25,7 +25,7 @@ from boe.denoisers.base import (
     required_keep,
 )
 from boe.samplers.base import Clock, Sampler, Scores, Step, StepCost, top_positions
-from boe.samplers.candidates import check_candidates, choose_candidates
+from boe.samplers.candidates import check_candidates, choose_candidates, least_of_greedy
 from boe.samplers.last_scores import by_last_scores, remember_scores
 from boe_kernels import pad_rows, tis_scores
 from boe_kernels.tis_scores import GATES as GATES
@@ -296,8 +296,7 @@ class BoE(Sampler):
         """bool (B,), rows whose greedy choice needs no second thought."""
         if self.sure is None:
             return torch.zeros_like(step.budget, dtype=torch.bool)
-        surest = top_positions(step.stats.top1, step.eligible, step.budget)
-        return step.stats.top1.masked_fill(~surest, torch.inf).amin(dim=1) >= self.sure
+        return least_of_greedy(step) >= self.sure
 
     def _choose_probes(self, step: Step, chosen: Tensor) -> Tensor:
         probes = step.masked & ~chosen if self.probes == "complement" else step.masked

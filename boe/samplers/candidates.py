@@ -33,9 +33,7 @@ def choose_candidates(step: Step, rule: str, rho: float, tolerance: float | None
     """
     stats, competing = step.stats, step.eligible
     if tolerance is not None:
-        surest = top_positions(stats.top1, step.eligible, step.budget)
-        bar = stats.top1.masked_fill(~surest, torch.inf).amin(dim=1, keepdim=True)
-        competing = competing & (stats.top1 >= bar - tolerance)
+        competing = competing & (stats.top1 >= least_of_greedy(step).unsqueeze(1) - tolerance)
     if rule == "all":
         return competing
     if rule == "confidence":
@@ -52,3 +50,9 @@ def choose_candidates(step: Step, rule: str, rho: float, tolerance: float | None
     eligible = step.eligible.sum(dim=1)
     wanted = torch.maximum((eligible * rho).ceil().to(torch.int64), step.budget)
     return top_positions(rank, competing, wanted)
+
+
+def least_of_greedy(step: Step) -> Tensor:
+    """(B,), the b-th largest top probability of eligible positions; +∞ where b is 0."""
+    surest = top_positions(step.stats.top1, step.eligible, step.budget)
+    return step.stats.top1.masked_fill(~surest, torch.inf).amin(dim=1)

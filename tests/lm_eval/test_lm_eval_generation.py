@@ -10,7 +10,6 @@ from fake_denoiser import FakeDenoiser
 from tiny_checkpoints import save_tiny_bert
 from toy_lm import ID, TOKENS, PositionDenoiser, generation, toy_lm
 
-from boe.lm_eval.generation import halving
 from boe.lm_eval.model import BoeLM
 
 STORY = ["a", "b\n", "Q", ":a", "c", "<eos>", "d", "d"]
@@ -176,22 +175,3 @@ def test_a_failure_names_the_requests_of_its_batch() -> None:
     with pytest.raises(ValueError, match="NaN") as caught:
         toy_lm(broken).generate_until([generation(doc=5)])
     assert "0: generate_until request toy/5" in caught.value.__notes__[0]
-
-
-def test_a_batch_without_memory_is_halved_until_it_fits() -> None:
-    sizes = []
-
-    def run(items):  # type: ignore[no-untyped-def]
-        sizes.append(len(items))
-        if len(items) > 2:
-            raise torch.OutOfMemoryError("no memory")
-        return [item * 10 for item in items]
-
-    assert halving(run, [1, 2, 3, 4, 5]) == [10, 20, 30, 40, 50]
-    assert sizes == [5, 3, 2, 1, 2]
-
-    def never(items):  # type: ignore[no-untyped-def]
-        raise torch.OutOfMemoryError("no memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        halving(never, [1, 2])

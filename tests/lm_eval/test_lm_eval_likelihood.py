@@ -9,7 +9,7 @@ import torch
 from fake_denoiser import MASK, JointDenoiser
 from toy_lm import ID, PositionDenoiser, continuation, toy_lm, whole
 
-from boe.lm_eval.likelihood import LikelihoodEstimator, Passage, windows
+from boe.lm_eval.likelihood import LikelihoodEstimator, Passage, halving, windows
 
 
 def joint(seed: int = 0, ids: int = 3, length: int = 4) -> JointDenoiser:
@@ -159,3 +159,22 @@ def test_rolling_likelihoods_add_their_windows() -> None:
     expected = sum(lm.estimator.estimate(part).log_probability for part in parts)
     assert total == expected
     assert (lm.costs.records[0].tokens, lm.costs.records[0].nfe_forward) == (6, 4)
+
+
+def test_a_batch_without_memory_is_halved_until_it_fits() -> None:
+    sizes = []
+
+    def run(items):  # type: ignore[no-untyped-def]
+        sizes.append(len(items))
+        if len(items) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return [item * 10 for item in items]
+
+    assert halving(run, [1, 2, 3, 4, 5]) == [10, 20, 30, 40, 50]
+    assert sizes == [5, 3, 2, 1, 2]
+
+    def never(items):  # type: ignore[no-untyped-def]
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        halving(never, [1, 2])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from boe.denoisers.transformers_model import TransformersDenoiser
-from boe.tasks.prose.corpus import MASK_ID, PAD_ID, VOCABULARY
+from boe.tasks.prose.corpus import PAD_ID, VOCABULARY
 from boe.tasks.text.model import ModelShape
 
 if TYPE_CHECKING:
@@ -48,17 +46,3 @@ def build_denoiser(shape: ModelShape, length: int, seed: int) -> PreTrainedModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ModernBertForMaskedLM(config)
-
-
-def load_denoiser(checkpoint: Path) -> TransformersDenoiser:
-    """The denoiser from ``checkpoint``, computing in float32.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint.
-    """
-    from transformers import ModernBertForMaskedLM
-
-    if not (checkpoint / "model.safetensors").exists():
-        raise FileNotFoundError(f"{checkpoint} holds no model.safetensors: train it first")
-    model = ModernBertForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
-    return TransformersDenoiser(model, MASK_ID, suppressed_ids=(PAD_ID,))

@@ -88,11 +88,7 @@ def write_prose_model_card(
         f"| {tokens} per step | {measured[f'random order, {tokens} per step: passes']:.1%} |"
         for tokens in TOKENS_PER_STEP
     )
-    command = (
-        f"boe train prose --corpus {ARCHIVE} --steps {config.steps} "
-        f"--batch-size {config.batch_size} --learning-rate {config.learning_rate} "
-        f"--precision {config.precision} --seed {config.seed}"
-    )
+    command = f"boe train prose --corpus {ARCHIVE} {config.options}"
     (output / "README.md").write_text(f"""---
 license: apache-2.0
 library_name: transformers

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from boe.denoisers.transformers_model import TransformersDenoiser
 from boe.tasks.base import Judgement, Task, TaskItem
-from boe.tasks.prose.corpus import MASK_ID
+from boe.tasks.prose.corpus import MASK_ID, PAD_ID
 from boe.tasks.prose.fitting import DENOISER_RECIPE, LENGTH, SCORER_FOLDER, TEXTS_FILE
-from boe.tasks.prose.model import load_denoiser
 from boe.tasks.prose.scorer import ScoredText, Scorer, load_scorer
 from boe.tasks.splits import Split, check_split, seed_of
+from boe.tasks.text.model import load_denoiser
 from boe.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -237,4 +237,4 @@ class ProseTask(Task):
 
     @cached_property
     def _denoiser(self) -> TransformersDenoiser:
-        return load_denoiser(self._folder)
+        return load_denoiser(self._folder, MASK_ID, PAD_ID)

@@ -75,8 +75,7 @@ for digits (ids 1–9), `[MASK]` (id 10) for empty cells. A pre-layer-norm trans
 
 ## Training
 
-`boe train sudoku --steps {config.steps} --batch-size {config.batch_size} \
---learning-rate {config.learning_rate} --precision {config.precision} --seed {config.seed}`
+`boe train sudoku {config.options}`
 
 - Data: {TRAINING_GRIDS:,} solved grids generated with seed {TRAINING_GRID_SEED}; every sample is a
   random symmetry (digit relabelling, band, stack, row and column permutations, transposition).

@@ -79,15 +79,17 @@ def save_checkpoint(model: PreTrainedModel, length: int, output: Path) -> None:
     (output / "model.safetensors").chmod(0o644)
 
 
-def load_denoiser(checkpoint: Path) -> TransformersDenoiser:
-    """The denoiser of a text task from ``checkpoint``, computing in float32.
+def load_denoiser(
+    checkpoint: Path, mask_id: int = MASK_ID, pad_id: int = PAD_ID
+) -> TransformersDenoiser:
+    """The denoiser of a task from ``checkpoint``, computing in float32.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
     """
-    from transformers import RobertaPreLayerNormForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
     if not (checkpoint / "model.safetensors").exists():
         raise FileNotFoundError(f"{checkpoint} holds no model.safetensors: train it first")
-    model = RobertaPreLayerNormForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
-    return TransformersDenoiser(model, MASK_ID, suppressed_ids=(PAD_ID,))
+    model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
+    return TransformersDenoiser(model, mask_id, suppressed_ids=(pad_id,))

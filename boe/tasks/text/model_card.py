@@ -58,11 +58,7 @@ def write_text_model_card(
         + " |"
         for name in task.difficulties
     )
-    command = (
-        f"boe train {task.name} --steps {config.steps} --batch-size {config.batch_size} "
-        f"--learning-rate {config.learning_rate} --precision {config.precision} "
-        f"--seed {config.seed}"
-    )
+    command = f"boe train {task.name} {config.options}"
     (output / "README.md").write_text(f"""---
 license: apache-2.0
 library_name: transformers
