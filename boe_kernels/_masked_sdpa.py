@@ -12,6 +12,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from boe_kernels._rows import pad_rows
+
 _cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
@@ -69,11 +71,13 @@ def rows_bias(
     window: int | None,
     block_size: int | None,
 ) -> Tensor | None:
-    """The bias of the given query rows (B or 1, A) against all keys ``k`` (B, H, Lk, D)."""
+    """The bias of the given query rows, (A,) or (B or 1, A), against all keys ``k``."""
     if window is None and block_size is None:
         return as_bias(padding_visibility(key_padding_mask), k.dtype)
     keys = torch.arange(k.shape[2], device=k.device)
-    return as_bias(visibility(query_rows, keys, key_padding_mask, window, block_size), k.dtype)
+    return as_bias(
+        visibility(pad_rows(query_rows), keys, key_padding_mask, window, block_size), k.dtype
+    )
 
 
 def attend(

@@ -81,14 +81,19 @@ def pad_rows(rows: Tensor) -> Tensor:
 
 
 def has_padding(rows: Tensor) -> bool:
-    """Whether any of the rows is −1. Off the CPU the answer is yes, to wait for no device."""
+    """Whether any of the rows (A,) or (B, A) is −1, which only rows per canvas may be.
+
+    Off the CPU the answer is yes, to wait for no device.
+    """
+    if rows.dim() == 1:
+        return False
     return rows.device.type != "cpu" or bool((rows < 0).any())
 
 
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of ``x`` (B, H, L, D) as (B, H, A, D); ``rows`` hold no padding."""
-    if rows.shape[0] == 1:
-        return x.index_select(2, rows[0])
+    """Rows of ``x`` (B, H, L, D) as (B, H, A, D); ``rows`` (A,) or (B, A) hold no padding."""
+    if rows.dim() == 1 or rows.shape[0] == 1:
+        return x.index_select(2, rows.reshape(-1))
     batch = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     return x.transpose(1, 2)[batch, rows].transpose(1, 2)
 
@@ -119,6 +124,8 @@ def spread_rows(values: Tensor, rows: Tensor, length: int) -> Tensor:
     """
     batch, heads, _, width = values.shape
     canvas = values.new_zeros(batch, heads, length, width)
+    if rows.dim() == 1:
+        return canvas.index_add_(2, rows, values)
     if rows.shape[0] == 1:
         return canvas.index_add_(2, rows[0].clamp_min(0), values)
     index = rows.clamp_min(0)[:, None, :, None].expand_as(values)

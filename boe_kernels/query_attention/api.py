@@ -212,6 +212,7 @@ def active_query_backward(
             block_size,
             grad_rows,
             compact_dq,
+            False,
             path,
         )
 
@@ -264,6 +265,6 @@ class _DeferredActiveQueryAttention(torch.autograd.Function):
         check_rows("the bound rows", rows, q.shape[0], q.shape[2], like=q)
         *options, path = ctx.options
         grads = op.backward_op(
-            dout, q, k, v, out, lse, rows, key_padding_mask, *options, False, path
+            dout, q, k, v, out, lse, rows, key_padding_mask, *options, False, False, path
         )
         return (*grads, *(None,) * 7)

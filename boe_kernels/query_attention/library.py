@@ -67,6 +67,17 @@ def forward(
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
+def keep_rows(q: Tensor, out: Tensor, lse: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the backward reads of q, out and the log-sum-exp: their active rows.
+
+    Kept in place of the whole tensors they hold O(|A|·D) memory until the backward, which
+    is then spared the gathering. Padding reads row 0.
+    """
+    rows = rows.clamp_min(0) if rows.dim() == 2 else rows
+    lse_rows = gather_rows(lse.unsqueeze(-1), rows).squeeze(-1) if lse.numel() else lse
+    return gather_rows(q, rows), gather_rows(out, rows), lse_rows
+
+
 def backward(
     dout: Tensor,
     q: Tensor,
@@ -82,26 +93,55 @@ def backward(
     grad_rows: str,
     compact_dq: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq (zeros at inactive rows, or at the rows only), dk and dv."""
+    """dq (zeros at inactive rows, or at the rows only), dk and dv.
+
+    Args:
+        rows: the active rows, int64 (A,), or (B or 1, A) padded with −1.
+    """
+    q, out, lse = keep_rows(q, out, lse, rows)
+    return backward_of_rows(
+        dout,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        rows,
+        key_padding_mask,
+        scale,
+        window,
+        block_size,
+        grad_rows,
+        compact_dq,
+    )
+
+
+def backward_of_rows(
+    dout: Tensor,
+    q_rows: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out_rows: Tensor,
+    lse_rows: Tensor,
+    rows: Tensor,
+    key_padding_mask: Tensor | None,
+    scale: float,
+    window: int | None,
+    block_size: int | None,
+    grad_rows: str,
+    compact_dq: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`backward`, given what :func:`keep_rows` kept; ``dout`` has all rows."""
     padded = has_padding(rows)
     read = rows.clamp_min(0) if padded else rows
     dout_rows = gather_rows(dout, read)
     if padded:
         dout_rows = zero_padding(dout_rows, rows)
-    dq, dk, dv = attend_backward(
-        dout_rows,
-        gather_rows(q, read),
-        k,
-        v,
-        gather_rows(out, read),
-        gather_rows(lse.unsqueeze(-1), read).squeeze(-1) if lse.numel() else lse,
-        rows_bias(rows, k, key_padding_mask, window, block_size),
-        scale,
-    )
+    bias = rows_bias(rows, k, key_padding_mask, window, block_size)
+    dq, dk, dv = attend_backward(dout_rows, q_rows, k, v, out_rows, lse_rows, bias, scale)
     if grad_rows == "keys":
-        dk, dv = (_only_at(grad, rows, read) for grad in (dk, dv))
-    return (dq.contiguous() if compact_dq else spread_rows(dq, rows, q.shape[2])), dk, dv
-
-
-def _only_at(grad: Tensor, rows: Tensor, read: Tensor) -> Tensor:
-    return spread_rows(zero_padding(gather_rows(grad, read), rows), rows, grad.shape[2])
+        key_rows = (gather_rows(grad, read) for grad in (dk, dv))
+        if padded:
+            key_rows = (zero_padding(grad, rows) for grad in key_rows)
+        dk, dv = (spread_rows(grad, read, k.shape[2]) for grad in key_rows)
+    return (dq.contiguous() if compact_dq else spread_rows(dq, read, dout.shape[2])), dk, dv

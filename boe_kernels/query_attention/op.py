@@ -66,10 +66,12 @@ def _backward(
     block_size: int | None,
     grad_rows: str,
     compact_dq: bool,
+    kept_rows: bool,
     path: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     note_path(f"{NAME}_backward", path)
-    run = implementation(__package__, path).backward
+    module = implementation(__package__, path)
+    run = module.backward_of_rows if kept_rows else module.backward
     return run(
         dout,
         q,
@@ -77,7 +79,7 @@ def _backward(
         v,
         out,
         lse,
-        pad_rows(active_idx),
+        _indices(active_idx, path),
         key_padding_mask,
         scale,
         window,
@@ -97,11 +99,20 @@ def _backward_fake(
     active_idx: Tensor,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *_, grad_rows, compact_dq, path = options
-    dq_shape = (*q.shape[:2], active_idx.shape[-1], q.shape[3]) if compact_dq else q.shape
+    *_, grad_rows, compact_dq, _, path = options
+    dq_shape = (*q.shape[:2], active_idx.shape[-1], q.shape[3]) if compact_dq else dout.shape
     if path == "triton" or grad_rows == "keys":
         return q.new_empty(dq_shape), k.new_empty(k.shape), v.new_empty(v.shape)
     return q.new_empty(dq_shape), gradient_layout(k), gradient_layout(v)
+
+
+def _indices(active_idx: Tensor, path: str) -> Tensor:
+    """The active rows in the form that ``path`` takes: the library also takes int64 (A,)."""
+    return active_idx if _library_takes(active_idx, path) else pad_rows(active_idx)
+
+
+def _library_takes(active_idx: Tensor, path: str) -> bool:
+    return path == "library" and active_idx.dtype != torch.bool
 
 
 class ActiveQueryAttention(torch.autograd.Function):
@@ -128,17 +139,27 @@ class ActiveQueryAttention(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         q, k, v, active_idx, key_padding_mask, *options = inputs
         out, lse = output
-        ctx.options = options
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)
+        # A mask has to be counted, the Triton kernels gather by themselves, and transforms
+        # want to see what the gradient depends on.
+        kept_rows = (
+            _library_takes(active_idx, options[-1])
+            and not torch._C._are_functorch_transforms_active()
+        )
+        if kept_rows:
+            # With their history, so that a second derivative is refused, not left out.
+            with torch.enable_grad():
+                q, out, lse = library.keep_rows(q, out, lse, active_idx)
+        *options, path = options
+        ctx.options = (*options, False, kept_rows, path)
         ctx.save_for_backward(q, k, v, out, lse, active_idx, key_padding_mask)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if dout is None:
             return (None,) * 10
-        *options, path = ctx.options
-        grads = backward_op(dout, *ctx.saved_tensors, *options, False, path)
+        grads = backward_op(dout, *ctx.saved_tensors, *ctx.options)
         return (*grads, *(None,) * 7)
 
 
@@ -154,7 +175,7 @@ backward_op = define_op(
     f"{NAME}_backward",
     "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor active_idx, "
     "Tensor? key_padding_mask, float scale, int? window, int? block_size, str grad_rows, "
-    "bool compact_dq, str path) -> (Tensor, Tensor, Tensor)",
+    "bool compact_dq, bool kept_rows, str path) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )

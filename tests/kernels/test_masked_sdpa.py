@@ -216,7 +216,7 @@ def test_gradients_lie_in_memory_as_their_fakes_say_on_another_device(
     q, k, v, grad = random_qkv(heads=HEADS[heads], length=40)
     options = (ROWS[rows], None, SCALE, None, None, "queries")
     out, lse = query_op.forward_op(q, k, v, *options, "library")
-    arguments = (grad, q, k, v, out, lse, *options, False, "library")
+    arguments = (grad, q, k, v, out, lse, *options, False, False, "library")
     gradients = query_op.backward_op(*arguments)
     with FakeTensorMode() as mode:
         fakes = query_op.backward_op(

@@ -487,6 +487,20 @@ def test_the_allocation_recorder_sees_the_pairs_of_the_reference():
     assert recorder.largest()[0] >= length * length
 
 
+@pytest.mark.parametrize("form", ["int64 (A,)", "int64 (B, A) padded"])
+def test_until_the_backward_only_active_rows_of_queries_and_outputs_are_kept(form):
+    q, k, v, _ = (x.requires_grad_() for x in random_qkv(length=20))
+    kept: list[tuple[int, ...]] = []
+
+    def pack(x: Tensor) -> Tensor:
+        kept.append(tuple(x.shape))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        active_query_attention(q, k, v, EQUAL_FORMS[form], backend="library")
+    assert [shape for shape in kept if 20 in shape] == [tuple(k.shape), tuple(v.shape)]
+
+
 @st.composite
 def attention_problems(draw: st.DrawFn) -> dict[str, object]:
     batch, groups, kv_heads = (draw(st.integers(1, 3)) for _ in range(3))

@@ -26,6 +26,7 @@ from boe_kernels.entropy import op as entropy
 from boe_kernels.frozen_linear import op as frozen
 from boe_kernels.head_entropy import op as head_entropy
 from boe_kernels.query_attention import op as query_attention
+from boe_kernels.query_attention.library import keep_rows
 from boe_kernels.row_attention import op as row_attention
 from boe_kernels.soft_embedding import op as soft_embedding
 
@@ -70,12 +71,19 @@ def attention_cases() -> dict[str, OpCase]:
                 )
                 out, lse = query_attention.forward_op(q, k, v, rows, *options, grad_rows, path)
                 inputs = (torch.ones_like(out), q, k, v, out, lse, rows)
-                return *inputs, *options, grad_rows, False, path
+                return *inputs, *options, grad_rows, False, False, path
+
+            def kept_rows_arguments(
+                arguments: Callable[[], tuple[Any, ...]] = query_backward_arguments,
+            ) -> tuple[Any, ...]:
+                dout, q, k, v, out, lse, rows, *options, _, path = arguments()
+                q, out, lse = keep_rows(q, out, lse, rows)
+                return dout, q, k, v, out, lse, rows, *options, True, path
 
             def compact_backward_arguments(
                 arguments: Callable[[], tuple[Any, ...]] = query_backward_arguments,
             ) -> tuple[Any, ...]:
-                return *arguments()[:-3], "keys", True, "library"
+                return *arguments()[:-4], "keys", True, False, "library"
 
             name = f"{form}, {masks}"
             cases[f"query attention, {name}"] = (query_attention.forward_op, query_arguments)
@@ -88,6 +96,10 @@ def attention_cases() -> dict[str, OpCase]:
                 cases[f"query attention backward, compact, {name}"] = (
                     query_attention.backward_op,
                     compact_backward_arguments,
+                )
+                cases[f"query attention backward, rows kept, {name}"] = (
+                    query_attention.backward_op,
+                    kept_rows_arguments,
                 )
 
         for form, rows in (("shared", RAGGED[:1]), ("ragged", RAGGED)):
