@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bench.attention_providers import TIMED, Inputs, Provider, dense, math
 from bench.attention_truth import Truth
+from bench.losses import print_losses
 from bench.report import Target, find, print_table, print_targets, shape_text
 from bench.results import Config, Measurement, Quantiles
 from bench.session import Options, parse_options, run_cases
@@ -207,6 +208,7 @@ def main(argv: list[str]) -> None:
     print_table("Milliseconds, p50", outcome.measurements, "time_ms", also="ratio")
     print_table("MiB held by a backward, at most", outcome.measurements, "peak_memory_mb")
     print_targets(targets(outcome.measurements, options))
+    print_losses(outcome.measurements)
     outcome.exit()
 
 

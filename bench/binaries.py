@@ -22,48 +22,8 @@ from itertools import count
 from typing import Any
 
 import boe_kernels
+from bench.units import UNITS
 from boe_kernels._triton import AotCase, Launch, interpreting, recording
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What one multiprocessor (NVIDIA) or compute unit (AMD) has to share out."""
-
-    name: str
-    backend: str
-    target: int | str
-    lanes: int
-    registers: int
-    """32-bit registers of the whole unit."""
-    registers_per_lane: int
-    register_unit: int
-    """Registers per lane are handed out in multiples of this."""
-    shared: int
-    """Bytes of shared memory."""
-    shared_per_group: int
-    """Of which one thread block may have so much."""
-    shared_overhead: int
-    """Bytes that the system takes for every thread block."""
-    warps: int
-    groups: int
-    """Thread blocks at once, whatever they need."""
-    tensor_columns: int = 0
-    """Columns of tensor memory."""
-
-
-TARGETS = {
-    unit.name: unit
-    for unit in (
-        # A thread block may have 163 KB. But sm_86, sm_89 and sm_120 run these tiles, too, and
-        # have 99.
-        Architecture("sm_80", "cuda", 80, 32, 65536, 255, 8, 164 << 10, 99 << 10, 1 << 10, 64, 32),
-        Architecture("sm_90", "cuda", 90, 32, 65536, 255, 8, 228 << 10, 227 << 10, 1 << 10, 64, 32),
-        Architecture(
-            "sm_100", "cuda", 100, 32, 65536, 255, 8, 228 << 10, 227 << 10, 1 << 10, 64, 32, 512
-        ),
-        Architecture("gfx942", "hip", "gfx942", 64, 131072, 512, 8, 64 << 10, 64 << 10, 0, 32, 32),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -90,7 +50,7 @@ class Binary:
     @property
     def resident_warps(self) -> int:
         """How many warps fit one multiprocessor at once, an upper estimate."""
-        unit = TARGETS[self.architecture]
+        unit = UNITS[self.architecture]
         per_lane = -(-max(self.registers, 1) // unit.register_unit) * unit.register_unit
         limits = [
             unit.groups,
@@ -105,12 +65,12 @@ class Binary:
     @property
     def occupancy(self) -> float:
         """``resident_warps`` as a share of what the hardware can hold."""
-        return self.resident_warps / TARGETS[self.architecture].warps
+        return self.resident_warps / UNITS[self.architecture].warps
 
     @property
     def complaint(self) -> str:
         """Why this binary should not be shipped; empty when there is nothing to object to."""
-        limit = TARGETS[self.architecture].shared_per_group
+        limit = UNITS[self.architecture].shared_per_group
         if self.error:
             return f"does not compile: {self.error}"
         if self.spilled:
@@ -150,7 +110,7 @@ class Wanted:
         case = next(case for case in aot_cases(self.op) if case.name == self.case)
         facts = (self.op, self.case, self.kernel, self.architecture, self.options)
         with _target(self.architecture) as device:
-            with recording(self.architecture) as launches:
+            with recording(UNITS[self.architecture].parameters) as launches:
                 case.call()
             return _binary(facts, launches[self.number], device)
 
@@ -169,7 +129,7 @@ def wanted_binaries(package: str, architecture: str, sample: bool = False) -> li
             if sample and not case.sample:
                 continue
             try:
-                with recording(architecture) as launches:
+                with recording(UNITS[architecture].parameters) as launches:
                     case.call()
                 keys = [_key(launch, device, architecture) for launch in launches]
             except Exception as error:
@@ -206,7 +166,7 @@ class Specialisation:
 
 def specialisations(call: Callable[[], object], architecture: str) -> list[Specialisation]:
     """Those of the launches that ``call`` makes on meta tensors."""
-    with _target(architecture) as device, recording(architecture) as launches:
+    with _target(architecture) as device, recording(UNITS[architecture].parameters) as launches:
         call()
         return [_specialisation(launch, device) for launch in launches]
 
@@ -228,7 +188,7 @@ def _specialisation(launch: Launch, device: str) -> Specialisation:
 def binaries_of(call: Callable[[], object], architecture: str, kernel: str) -> Iterator[Binary]:
     """Those of one kernel that ``call`` would launch on meta tensors, as they are compiled."""
     with _target(architecture) as device:
-        with recording(architecture) as launches:
+        with recording(UNITS[architecture].parameters) as launches:
             call()
         chosen = (launch for launch in launches if launch.kernel.__name__ == kernel)
         for launch in {_key(launch, device, architecture): launch for launch in chosen}.values():
@@ -238,7 +198,7 @@ def binaries_of(call: Callable[[], object], architecture: str, kernel: str) -> I
 def assembly(call: Callable[[], object], architecture: str) -> list[str]:
     """PTX, or AMD's assembly, of the launches that ``call`` makes on meta tensors."""
     texts = []
-    with _target(architecture), recording(architecture) as launches:
+    with _target(architecture), recording(UNITS[architecture].parameters) as launches:
         call()
         for launch in launches:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -299,7 +259,7 @@ class _Driver:
     def __init__(self, architecture: str) -> None:
         from triton.backends.compiler import GPUTarget
 
-        unit = TARGETS[architecture]
+        unit = UNITS[architecture]
         self._target = GPUTarget(unit.backend, unit.target, unit.lanes)
         # Another device every time, so that no kernel is remembered from the last one.
         self._device = f"{architecture}, {next(self._made)}"

@@ -20,6 +20,7 @@ from rich.markup import escape
 from torch import Tensor
 from torch.distributions import Categorical
 
+from bench.losses import print_losses
 from bench.report import Target, console, find, print_table, print_targets, shape_text
 from bench.results import Config, Measurement, Quantiles
 from bench.session import Options, WrongResultError, parse_options, run_cases
@@ -237,6 +238,7 @@ def main(argv: list[str]) -> None:
     print_table("Milliseconds, p50", outcome.measurements, "time_ms", also="ratio")
     print_table("MiB held at most", outcome.measurements, "peak_memory_mb")
     print_targets(targets(outcome.measurements))
+    print_losses(outcome.measurements)
     outcome.exit()
 
 

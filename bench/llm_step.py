@@ -22,7 +22,7 @@ what a step should hold, from shapes alone.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -53,6 +53,7 @@ BATCHES = (1, 4, 16)
 MEMORY_BATCH = 8
 RHOS = (0.10, 0.25, 0.50)
 DEFAULT = "boe ρ=0.25"
+CAPTURED = ", captured"
 SLACK = 1.10
 FULL = Effort(seconds=20.0, least_rounds=5, most_rounds=20)
 TOY = Effort(seconds=4.0, least_rounds=3, most_rounds=7)
@@ -239,8 +240,8 @@ class Rivals:
         }
         if self.denoiser.device.type == "cuda":
             graphs = captured(self.denoiser)
-            found["confidence, captured"] = self.step("confidence", graphs)
-            found[f"{DEFAULT}, captured"] = self.step("boe", graphs)
+            found[f"confidence{CAPTURED}"] = self.step("confidence", graphs)
+            found[f"{DEFAULT}{CAPTURED}"] = self.step("boe", graphs)
         return found
 
     def forward(self) -> Tensor:
@@ -318,15 +319,39 @@ def verify(denoiser: AttentionDenoiser) -> None:
 
 
 def measure(case: Case, options: Options) -> Iterator[Measurement]:
-    """Times, ratios to the forward and to the confidence step, counts, and memory."""
+    """Times, ratios to the forward and to the confidence step, counts, and memory.
+
+    What is captured comes last, beside the forward and the confidence step once more: its
+    compiler takes minutes, and a run that ends meanwhile has the others.
+    """
     denoiser = build_denoiser(case.shape, options.device)
     verify(denoiser)
     dtype = str(denoiser.embedding_table.dtype).removeprefix("torch.")
-    calls = Rivals(case, denoiser).calls()
 
     def row(provider: str, metric: str, value: Quantiles | None, note: str = "") -> Measurement:
         return Measurement(NAME, provider, "step", dtype, case.config, metric, value, note)
 
+    if options.device.type == "cuda":
+        weights = sum(p.nbytes for p in _parameters(denoiser)) / 2**20
+        yield row("weights", "peak_memory_mb", Quantiles.of([weights]))
+    calls = Rivals(case, denoiser).calls()
+    plain = {name: call for name, call in calls.items() if not name.endswith(CAPTURED)}
+    yield from _measure_together(case, plain, options, row)
+    if len(plain) < len(calls):
+        compared = {name: call for name, call in calls.items() if name in ("forward", "confidence")}
+        others = {name: call for name, call in calls.items() if name not in plain}
+        for measured in _measure_together(case, {**compared, **others}, options, row):
+            if measured.provider.partition("/")[0] not in compared:
+                yield measured
+
+
+def _measure_together(
+    case: Case,
+    calls: Mapping[str, Call],
+    options: Options,
+    row: Callable[..., Measurement],
+) -> Iterator[Measurement]:
+    """Of calls that take turns; ``forward`` and ``confidence`` are among them."""
     fits: dict[str, Call] = {}
     shares: dict[str, float | None] = {}
     for provider, call in calls.items():
@@ -340,12 +365,10 @@ def measure(case: Case, options: Options) -> Iterator[Measurement]:
             yield row(provider, "time_ms", None, "out of memory")
         except Exception as error:
             # A compiler that fails says nothing against the others.
-            if not provider.endswith(", captured"):
+            if not provider.endswith(CAPTURED):
                 raise
             yield row(provider, "time_ms", None, str(error).partition("\n")[0])
     if options.device.type == "cuda":
-        weights = sum(p.nbytes for p in _parameters(denoiser)) / 2**20
-        yield row("weights", "peak_memory_mb", Quantiles.of([weights]))
         for provider, call in fits.items():
             used = peak_extra_memory(call, options.device)
             yield row(provider, "peak_memory_mb", Quantiles.of([used]))

@@ -1,4 +1,6 @@
-"""The tables of README.md, from the committed results: ``python -m bench readme``.
+"""The tables of README.md and docs/benchmarks.md: ``python -m bench readme``.
+
+They are made from the committed results.
 
 A section between ``<!-- bench: NAME -->`` and ``<!-- /bench -->`` holds what is made of the
 results here; everything else is left alone. Status 1 with ``--check`` if one is outdated.
@@ -12,12 +14,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from bench.losses import losses_on_cpu
 from bench.report import find
 from bench.results import RESULTS, Config, Measurement, as_measurement, read_rows
 from bench.terminal import console
 from boe.evaluate.tables import Table
 
 README = Path(__file__).parents[1] / "README.md"
+DOCUMENTS = (README, README.parent / "docs" / "benchmarks.md")
 _SECTION = re.compile(r"<!-- bench: (?P<name>\S+) -->\n.*?<!-- /bench -->", re.DOTALL)
 
 
@@ -124,6 +128,7 @@ SECTIONS: Mapping[str, Callable[[Path], str]] = {
     "attention": attention_table,
     "entropy": entropy_table,
     "step": step_table,
+    "losses": losses_on_cpu,
 }
 
 _MODES = ("backward", "forward+backward")
@@ -151,20 +156,24 @@ def _p50(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Fill the document, or tell whether it is up to date."""
+    """Fill the documents, or tell whether they are up to date."""
     parser = argparse.ArgumentParser(prog="python -m bench readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args(argv)
-    text = README.read_text(encoding="utf-8")
-    new = filled(text)
-    if new == text:
-        console().print(f"{README.name} is up to date")
-    elif options.check:
-        console().print(f"{README.name} is outdated: run python -m bench readme")
+    outdated = 0
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        new = filled(text)
+        if new == text:
+            console().print(f"{document.name} is up to date")
+        elif options.check:
+            outdated += 1
+            console().print(f"{document.name} is outdated: run python -m bench readme")
+        else:
+            document.write_text(new, encoding="utf-8")
+            console().print(f"{document.name} has new figures")
+    if outdated:
         raise SystemExit(1)
-    else:
-        README.write_text(new, encoding="utf-8")
-        console().print(f"{README.name} has new figures")
 
 
 if __name__ == "__main__":

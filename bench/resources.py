@@ -26,8 +26,9 @@ from pathlib import Path
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench.binaries import TARGETS, Binary, Wanted, packages_with_kernels, wanted_binaries
+from bench.binaries import Binary, Wanted, packages_with_kernels, wanted_binaries
 from bench.terminal import console
+from bench.units import TARGETS, UNITS
 
 
 class Kept:
@@ -160,7 +161,7 @@ def main(argv: Sequence[str]) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "boe"
     parser = argparse.ArgumentParser(prog="python -m bench resources", description=__doc__)
     parser.add_argument("--op", choices=packages, nargs="+", default=packages)
-    parser.add_argument("--architecture", choices=tuple(TARGETS), nargs="+", default=tuple(TARGETS))
+    parser.add_argument("--architecture", choices=tuple(UNITS), nargs="+", default=tuple(TARGETS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     parser.add_argument("--sample", action="store_true", help="only what the tests compile")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

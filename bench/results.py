@@ -21,12 +21,14 @@ from pathlib import Path
 
 import torch
 
+from bench.graphics import driver_version
 from boe.evaluate.environment import processor_name
 
 RESULTS = Path(__file__).parent / "results"
 
 IDENTITY = ("benchmark", "provider", "mode", "dtype", "config", "metric", "hardware")
-COLUMNS = (*IDENTITY, "value", "p20", "p80", "torch", "triton", "python", "date", "commit", "note")
+VERSIONS = ("torch", "triton", "cuda", "driver", "python")
+COLUMNS = (*IDENTITY, "value", "p20", "p80", *VERSIONS, "date", "commit", "note")
 
 Config = Mapping[str, int | str]
 Row = dict[str, str]
@@ -72,6 +74,9 @@ class Environment:
     """What a result depends on besides the code that it names."""
 
     hardware: str
+    cuda_version: str = ""
+    """CUDA's, or ROCm's, as PyTorch was built with it; empty on a CPU, as the driver's."""
+    driver_version: str = ""
     torch_version: str = torch.__version__
     triton_version: str = field(default_factory=lambda: _version("triton"))
     python_version: str = field(default_factory=platform.python_version)
@@ -80,7 +85,10 @@ class Environment:
 
     @classmethod
     def of(cls, device: torch.device) -> Environment:
-        return cls(hardware=hardware_name(device))
+        if device.type != "cuda":
+            return cls(hardware_name(device))
+        cuda = torch.version.hip or torch.version.cuda or "unknown"
+        return cls(hardware_name(device), cuda, driver_version())
 
 
 def utc_now() -> str:
@@ -173,6 +181,8 @@ def _as_row(measurement: Measurement, environment: Environment) -> Row:
         "p80": "" if value is None else f"{value.p80:.6g}",
         "torch": environment.torch_version,
         "triton": environment.triton_version,
+        "cuda": environment.cuda_version,
+        "driver": environment.driver_version,
         "python": environment.python_version,
         "date": environment.date,
         "commit": environment.commit,

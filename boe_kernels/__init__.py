@@ -4,9 +4,12 @@ Attention and vocabulary operators with sparse or fused backward passes. Each ha
 reference that defines it and faster paths that compute the same.
 """
 
+from boe_kernels._attention_plan import AttentionPlan
 from boe_kernels._dispatch import BACKENDS, Decision, decide, observe_paths, registered_ops
 from boe_kernels._native import native_kernels
 from boe_kernels._rows import pad_rows
+from boe_kernels._vocabulary_plan import VocabularyPlan
+from boe_kernels._warmup import WarmupReport, warmup
 from boe_kernels.attention_mass import attention_mass
 from boe_kernels.entropy import EntropyStats, entropy_stats
 from boe_kernels.frozen_linear import frozen_linear
@@ -24,11 +27,14 @@ from boe_kernels.token_sampling import TokenSample, sample_tokens
 
 __all__ = [
     "BACKENDS",
+    "AttentionPlan",
     "Decision",
     "DeferredRows",
     "EntropyStats",
     "TisScores",
     "TokenSample",
+    "VocabularyPlan",
+    "WarmupReport",
     "active_query_attention",
     "active_query_backward",
     "active_query_forward",
@@ -45,4 +51,5 @@ __all__ = [
     "registered_ops",
     "sample_tokens",
     "tis_scores",
+    "warmup",
 ]

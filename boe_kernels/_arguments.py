@@ -27,6 +27,12 @@ def require_floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {value.dtype}")
 
 
+def require_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
 def require_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """``value`` must share dtype and device with ``other``."""
     if value.dtype != other.dtype:
@@ -150,6 +156,15 @@ def check_attention_tensors(
     if key_padding_mask is not None:
         require_tensor("key_padding_mask", key_padding_mask)
         if key_padding_mask.dtype != torch.bool:
-            raise TypeError(f"key_padding_mask must be bool, got {key_padding_mask.dtype}")
+            additive = ": additive masks and biases are not supported"
+            raise TypeError(
+                f"key_padding_mask must be bool, got {key_padding_mask.dtype}"
+                f"{additive if key_padding_mask.is_floating_point() else ''}"
+            )
         require_same_device("key_padding_mask", key_padding_mask, q_name, q)
+        if key_padding_mask.dim() > 2:
+            raise ValueError(
+                "key_padding_mask must have shape (B, Lk): masks that differ from query to query "
+                f"or head to head are not supported, got {tuple(key_padding_mask.shape)}"
+            )
         require_shape("key_padding_mask", key_padding_mask, (batch, k.shape[2]), "(B, Lk)")

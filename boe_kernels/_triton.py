@@ -24,7 +24,17 @@ _LOG = logging.getLogger(__name__)
 _LEAST_CAPABILITY = (8, 0)
 _INSTALLED = find_spec("triton") is not None
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+SHARED_MEMORY = {
+    # What a thread block of sm_86, sm_89 and sm_120 may have, which run these parameters, too;
+    # one of sm_80 may have 163 KB.
+    "sm_80": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "gfx942": 64 << 10,
+}
+"""Bytes of shared memory that a thread block may take by the launch parameters of each."""
+
+ARCHITECTURES = tuple(SHARED_MEMORY)
 """Those with committed launch parameters; every kernel compiles for each of them."""
 
 Entry = TypeVar("Entry")
@@ -84,11 +94,43 @@ class Launch:
     options: Mapping[str, Any]
     """constexprs and compiler options by name."""
 
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Equal for launches that run the same binary, where tensors begin at 16 bytes.
+
+        What Triton compiles into a binary: types, which tensors are absent, and of the
+        integers that it is not told to leave alone whether they are 1 and divisible by 16.
+        """
+        runtime = _runtime_arguments(self.kernel)
+        # The interpreter's functions have more names: those of the constexprs.
+        named = zip(self.kernel.arg_names, self.args, strict=False)
+        kinds = tuple(_kind(value, name in runtime) for name, value in named)
+        return self.kernel.__name__, kinds, tuple(sorted(self.options.items(), key=str))
+
+
+def _runtime_arguments(kernel: Any) -> tuple[str, ...]:
+    """The arguments that the kernel is not to be specialised for."""
+    if hasattr(kernel, "do_not_specialize"):
+        return tuple(kernel.do_not_specialize)
+    # A function of the interpreter.
+    return tuple(kernel.kwargs.get("do_not_specialize") or ())
+
+
+def _kind(value: Any, runtime: bool) -> Any:
+    """What of an argument decides the binary."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype
+    if isinstance(value, int) and not isinstance(value, bool):
+        wide = not -(2**31) <= value < 2**31
+        return ("int", wide) if runtime else ("int", wide, value == 1, value % 16 == 0)
+    return type(value)
+
 
 @dataclass(frozen=True)
 class _Recording:
     architecture: str
     launches: list[Launch]
+    run: bool
 
 
 _RECORDING: ContextVar[_Recording | None] = ContextVar("recording", default=None)
@@ -104,7 +146,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     recorded = _RECORDING.get()
     if recorded is not None:
         recorded.launches.append(Launch(kernel, grid, args, options))
-        return
+        if not recorded.run:
+            return
     device = args[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
@@ -114,17 +157,21 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
 
 @contextmanager
-def recording(architecture: str) -> Iterator[list[Launch]]:
+def recording(architecture: str, *, run: bool = False) -> Iterator[list[Launch]]:
     """Collect the launches made inside the ``with`` block, as on ``architecture``.
 
-    Nothing runs, so meta tensors will do; outputs are left as they were allocated.
+    Nothing runs unless ``run``, so meta tensors will do; outputs are left as they were
+    allocated. What runs inside another recording belongs to that one, too.
     """
     launches: list[Launch] = []
-    token = _RECORDING.set(_Recording(architecture, launches))
+    around = _RECORDING.get()
+    token = _RECORDING.set(_Recording(architecture, launches, run))
     try:
         yield launches
     finally:
         _RECORDING.reset(token)
+        if run and around is not None:
+            around.launches.extend(launches)
 
 
 @dataclass(frozen=True)
@@ -154,35 +201,51 @@ def for_device(table: Mapping[str, Entry], device: torch.device) -> Entry:
     recorded = _RECORDING.get()
     if recorded is not None:
         return table[recorded.architecture]
-    return table[_architecture(device)]
+    return table[architecture_of(device)]
 
 
 @cache
-def _architecture(device: torch.device) -> str:
-    """The architecture whose launch parameters serve ``device``."""
+def architecture_of(device: torch.device) -> str:
+    """The architecture whose launch parameters serve ``device``; logs it if it is another.
+
+    Raises:
+        RuntimeError: the device has less shared memory than any of them takes.
+    """
     if device.type != "cuda":
         return ARCHITECTURES[0]
+    properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
-        name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        name = properties.gcnArchName.split(":")[0]
     else:
-        major, minor = torch.cuda.get_device_capability(device)
-        name = f"sm_{major}{minor}"
-    return known_architecture(name)
+        name = f"sm_{properties.major}{properties.minor}"
+    # More than the default has to be asked for, which Triton does; HIP knows no such thing.
+    shared = max(
+        properties.shared_memory_per_block,
+        getattr(properties, "shared_memory_per_block_optin", 0),
+    )
+    chosen = known_architecture(name, shared)
+    if chosen != name:
+        _LOG.warning("no launch parameters for %s; using those of %s", name, chosen)
+    return chosen
 
 
-def known_architecture(name: str) -> str:
-    """``name``, or the one of ``ARCHITECTURES`` whose parameters serve it; logs the latter.
+def known_architecture(name: str, shared: int) -> str:
+    """``name``, or the one of ``ARCHITECTURES`` whose parameters serve it.
 
-    Within the generation of a known NVIDIA part its parameters are used; any other gets
-    those of sm_80, which make do with 99 KB of shared memory, as much as every such part has,
-    and any other AMD part those of gfx942.
+    Of the known ones that take no more than ``shared`` bytes of shared memory the generation's
+    own is preferred; another part of NVIDIA gets those of sm_80, another of AMD those of gfx942.
+
+    Raises:
+        RuntimeError: none takes so little.
     """
-    if name in ARCHITECTURES:
-        return name
-    if name.startswith("gfx"):
-        chosen = "gfx942"
-    else:
-        generation = f"{name[:-1]}0"
-        chosen = generation if generation in ARCHITECTURES else "sm_80"
-    _LOG.warning("no launch parameters for %s; using those of %s", name, chosen)
+    others = ["gfx942"] if name.startswith("gfx") else [f"{name[:-1]}0", "sm_80"]
+    candidates = dict.fromkeys((name, *others))
+    known = [each for each in candidates if each in SHARED_MEMORY]
+    chosen = next((each for each in known if SHARED_MEMORY[each] <= shared), None)
+    if chosen is None:
+        least = min(SHARED_MEMORY[each] for each in known)
+        raise RuntimeError(
+            f"the kernels need {least >> 10} KB of shared memory per thread block, and {name} "
+            f"has {shared >> 10}: use backend='library'"
+        )
     return chosen

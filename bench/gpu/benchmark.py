@@ -54,6 +54,9 @@ class Benchmark:
             are toys, which a CPU can run.
         sources: files and folders below the repository whose change makes results stale.
         tests: files of tests that must have passed before anything is timed.
+        limit: seconds after which a case is given up.
+        needs: seconds that must be left of a run for a case to be begun.
+        release: frees what its cases share, when those of another benchmark follow.
     """
 
     name: str
@@ -62,6 +65,9 @@ class Benchmark:
     sweep: Callable[[bool], Sequence[Case]]
     sources: tuple[str, ...]
     tests: tuple[str, ...]
+    limit: float = 240.0
+    needs: float = 0.0
+    release: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,13 @@ _PACKAGES = {
     "test_gpu_vocabulary": ("entropy", "head_entropy", "token_sampling"),
     "test_gpu_steering": ("soft_embedding", "tis_scores", "entropy"),
 }
-_HELPERS = ("tests/conftest.py", "tests/gpu/conftest.py", "tests/gpu/op_calls.py", "tests/kernels")
+_HELPERS = (
+    "tests/conftest.py",
+    "tests/gpu/conftest.py",
+    "tests/gpu/op_calls.py",
+    "tests/gpu/captured_after_warmup.py",
+    "tests/kernels",
+)
 
 
 def key_of(file: str) -> Key:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 from bench.gpu.options import Options
@@ -38,6 +39,21 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def watched(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
+    """Call ``give_up`` in another thread if the block has not ended after so many seconds.
+
+    A kernel that hangs keeps the main thread waiting, where no signal reaches Python.
+    """
+    timer = Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def go_on_in_new_process(argv: Sequence[str], options: Options) -> None:

@@ -6,23 +6,25 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from shutil import copyfile
 
 import torch
 
-from bench.gpu import aims, attention, correctness, replay, steering, vocabulary
+from bench.gpu import aims, attention, correctness, llm, replay, steering, vocabulary
 from bench.gpu.benchmark import FLOOR, Benchmark, Case, Machine
-from bench.gpu.launches import FatalDeviceError
+from bench.gpu.launches import FatalDeviceError, reason
 from bench.gpu.options import Options, parse
-from bench.gpu.process import choose_interpreter, go_on_in_new_process, terminable
+from bench.gpu.process import choose_interpreter, go_on_in_new_process, terminable, watched
 from bench.gpu.roofline import NAME as ROOFLINE
 from bench.gpu.roofline import measure_ceilings
 from bench.gpu.store import HARNESS, Key, Store, file_stem
-from bench.gpu.summary import write_summary
+from bench.gpu.summary import MACHINE, write_summary
+from bench.graphics import gpu_facts
 from bench.report import console
 from bench.results import RESULTS, Environment, Measurement
 
@@ -31,19 +33,25 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *vocabulary.BENCHMARKS,
     *replay.BENCHMARKS,
     *steering.BENCHMARKS,
+    llm.BENCHMARK,
 )
 DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
 
 _TEST_SECONDS = 420.0
 _SANITIZER_SECONDS = 150.0
-_TESTS_AT_ONCE = 6
+_TESTS_AT_ONCE = 8
 
 
 class Run:
-    """One run on one device."""
+    """One run on one device.
 
-    def __init__(self, options: Options, device: torch.device) -> None:
+    Args:
+        restart: goes on in a new process; does not return.
+    """
+
+    def __init__(self, options: Options, device: torch.device, restart: Callable[[], None]) -> None:
         self.options = options
+        self._restart = restart
         self.device = device
         self.toy = device.type != "cuda"
         environment = Environment.of(device)
@@ -125,7 +133,8 @@ class Run:
         first = [("aims", b, case) for b in BENCHMARKS for case in b.aims(self.toy)]
         # In turn, so that a run that ends early has something of every op.
         sweeps = [[("sweep", b, case) for case in b.sweep(self.toy)] for b in BENCHMARKS]
-        small = sorted(sweeps, key=len)
+        # Those that need much time for one case come after all that do not.
+        small = sorted(sweeps, key=lambda jobs: (jobs[0][1].needs if jobs else 0.0, len(jobs)))
         return [
             job
             for job in (*first, *chain.from_iterable(small))
@@ -151,27 +160,57 @@ class Run:
                 self._say(f"{part}: out of time, {len(todo) - number + 1} cases are left")
                 break
             label = f"[{number}/{len(todo)}] {benchmark.name} {case}"
+            if not self.toy and self._left() < benchmark.needs:
+                self._say(f"{label}: left for another run, there is too little time for it")
+                continue
             self._case(label, benchmark, case, machine)
+            following = todo[number][1] if number < len(todo) else None
+            if benchmark.release is not None and following is not benchmark:
+                benchmark.release()
 
     def _case(self, label: str, benchmark: Benchmark, case: Case, machine: Machine) -> None:
         key = _key(benchmark, case)
         began = time.monotonic()
         measured: list[Measurement] = []
         try:
-            for measurement in benchmark.measure(case, machine):
-                measured.append(measurement)
+            give_up = partial(self._give_up, label, key, measured, benchmark.limit)
+            with watched(benchmark.limit, give_up):
+                for measurement in benchmark.measure(case, machine):
+                    measured.append(measurement)
         except FatalDeviceError as lost:
-            measured.append(_not_measured(key, f"the device was lost: {lost}"))
-            self._store_case(key, measured, began)
-            self._say(f"{label}: the device was lost: {lost}")
+            self._lose(label, key, measured, began, lost)
             raise
         except Exception as error:
-            # A case of its own must not cost the cases after it.
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            # A case of its own must not cost the cases after it: they would all fail, and
+            # count as done, if the error had taken the device away.
+            try:
+                why = reason(error, self.device)
+            except FatalDeviceError as lost:
+                self._lose(label, key, measured, began, lost)
+                raise
             measured.append(_not_measured(key, why))
             self._say(f"{label}: {why}")
         self._store_case(key, measured, began)
         self._say(f"{label}: {_headline(measured)}")
+
+    def _lose(
+        self,
+        label: str,
+        key: Key,
+        measured: list[Measurement],
+        began: float,
+        lost: FatalDeviceError,
+    ) -> None:
+        why = f"the device was lost: {lost}"
+        self._store_case(key, [*measured, _not_measured(key, why)], began)
+        self._say(f"{label}: {why}")
+
+    def _give_up(self, label: str, key: Key, measured: list[Measurement], limit: float) -> None:
+        """A case that takes too long is over, and with it this process, which may hang."""
+        why = f"given up after {limit:.0f} s"
+        self._say(f"{label}: {why}")
+        self._store_case(key, [*measured, _not_measured(key, why)], time.monotonic() - limit)
+        self._restart()
 
     def _store_case(self, key: Key, measured: list[Measurement], began: float) -> None:
         self.store.keep(key, measured, time.monotonic() - began)
@@ -187,6 +226,13 @@ class Run:
             f"ceilings: {ceilings.bandwidth / 1e9:,.0f} GB/s copied; "
             f"TFLOP/s of products: {', '.join(rates).replace('torch.', '')}"
         )
+        if not self.toy:
+            # Now, while it is warm from the products.
+            facts = [
+                Measurement(MACHINE, name, "", "", {}, "fact", None, value)
+                for name, value in gpu_facts(self.device).items()
+            ]
+            self.store.keep(Key(MACHINE, "", {}, ()), facts, seconds=None)
         return Machine(self.device, ceilings, self.toy)
 
     def _red_tests(self, benchmark: Benchmark) -> str:
@@ -234,7 +280,8 @@ def main(argv: Sequence[str]) -> None:
     # What is loaded by now stays: collecting garbage between timings need not look at it.
     gc.collect()
     gc.freeze()
-    run = Run(options, torch.device("cpu" if toy else "cuda"))
+    restart = partial(go_on_in_new_process, argv, options)
+    run = Run(options, torch.device("cpu" if toy else "cuda"), restart)
     interrupted = False
     try:
         with terminable():
@@ -245,7 +292,7 @@ def main(argv: Sequence[str]) -> None:
     except FatalDeviceError:
         write_summary(run.store, options.unverified)
         # Nothing works any more in this process; the case is stored, so that it is over.
-        go_on_in_new_process(argv, options)
+        restart()
     finally:
         gc.unfreeze()
     if options.listing:

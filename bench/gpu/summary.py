@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bench import llm_step
 from bench.gpu import aims, attention, correctness, replay, steering, vocabulary
 from bench.gpu.benchmark import FLOOR, OURS
 from bench.gpu.roofline import ceilings_of
 from bench.gpu.store import HARNESS, Store
-from bench.report import shape_text
+from bench.losses import losses_section
+from bench.report import find, shape_text
 from bench.results import Measurement
+
+MACHINE = "machine"
+"""The benchmark whose rows say what the system tells of its GPU, in their notes."""
 
 Line = dict[str, Measurement]
 """Times of one shape and mode by provider."""
@@ -36,12 +41,17 @@ def summary(store: Store, unverified: bool = False) -> str:
         "What is measured and how: [docs/benchmarks.md](../../docs/benchmarks.md).",
         "",
         f"- torch {environment.torch_version}, Triton {environment.triton_version}, "
-        f"Python {environment.python_version}",
+        f"Python {environment.python_version}"
+        + (f", CUDA {environment.cuda_version}" if environment.cuda_version else "")
+        + (f", driver {environment.driver_version}" if environment.driver_version else ""),
         f"- commit: {', '.join(store.commits) or 'nothing stored'}",
     ]
     lines += [f"- {what}: {value:,.0f}" for what, value in ceilings_of(iter(measured)).items()]
+    lines += [f"- {m.provider}: {m.note}" for m in measured if m.benchmark == MACHINE]
     lines += ["", "## Correctness", "", *_correctness(measured)]
     lines += ["", "## Aims", "", *aims.table({environment.hardware: measured})]
+    lines += ["", "## Where we lose", "", *losses_section(measured)]
+    lines += ["", "## A decoding step of a model of 8 billion parameters", "", *_steps(measured)]
     lines += ["", "## Attention at the aims' shapes", ""]
     promised = [case.config for case in attention.aims(toy=False)]
     lines += _times(m for m in measured if m.benchmark == attention.NAME and m.config in promised)
@@ -137,6 +147,29 @@ def _sweep(measured: Sequence[Measurement]) -> list[str]:
             cells.append(_ratio(_value(line.get(rival)), _value(ours)))
         whole = dense.get((dtype, shape.rsplit(" A=", 1)[0]), dense.get((dtype, shape)))
         lines.append(f"| {' | '.join([dtype, shape, *cells, _ratio(whole, _value(ours))])} |")
+    return lines
+
+
+def _steps(measured: Sequence[Measurement]) -> list[str]:
+    """What a step costs beside one forward and beside the confidence step."""
+    steps = [m for m in measured if m.benchmark == llm_step.NAME]
+    timed = [m for m in steps if m.metric == "time_ms"]
+    if not timed:
+        return ["Not measured."]
+    heading = ("shape", "step", "ms", "× forward", "× confidence", "1 + \\|A\\|/L", "peak, MiB")
+    lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
+    for m in timed:
+        about = (m.mode, m.dtype, m.config)
+        figures = (
+            ("ratio", f"{m.provider}/forward", ".2f"),
+            ("over_confidence", f"{m.provider}/confidence", ".2f"),
+            ("floor", f"{m.provider}: 1+|A|/L", ".2f"),
+            ("peak_memory_mb", m.provider, ",.0f"),
+        )
+        found = ((find(steps, metric, name, *about), form) for metric, name, form in figures)
+        cells = ["–" if value is None else format(value.p50, form) for value, form in found]
+        taken = "–" if m.value is None else f"{m.value.p50:.1f}"
+        lines.append(f"| {' | '.join([shape_text(m.config), m.provider, taken, *cells])} |")
     return lines
 
 

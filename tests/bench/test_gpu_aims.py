@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import attention
-from bench.gpu import aims
+from bench import attention, llm_step
+from bench.gpu import aims, llm
 from bench.gpu.attention import _work
 from bench.gpu.roofline import Ceilings
 from bench.results import RESULTS, Environment, Measurement, Quantiles, save
@@ -101,6 +101,8 @@ def test_every_aim_is_measured_by_a_case_of_the_run():
     cases = {
         (benchmark.name, case.dtype_name, str(case.config))
         for benchmark in BENCHMARKS
+        # A whole step has targets of its own.
+        if benchmark.name != llm_step.NAME
         for case in benchmark.aims(False)
     }
     wanted = {(aim.benchmark, aim.dtype, str(aim.config)) for aim in aims.AIMS}
@@ -131,3 +133,25 @@ def test_no_committed_file_of_results_was_measured_in_spite_of_failing_tests():
         assert not path.stem.endswith("-unverified"), path
         with path.open(newline="") as file:
             assert not [row for row in csv.DictReader(file) if row["metric"] == "failure"], path
+
+
+def test_every_target_of_a_whole_step_is_measured_by_a_case_of_the_run():
+    steps = [*llm.aims(False), *llm.sweep(False)]
+    assert len(steps) == len({(str(case), case.step.timed) for case in steps})
+    once = Quantiles.of([1.0])
+    rows = [
+        Measurement(
+            llm_step.NAME,
+            f"{llm_step.DEFAULT}/confidence",
+            "step",
+            case.dtype_name,
+            case.config,
+            "over_confidence",
+            once,
+        )
+        for case in steps
+        if case.step.timed
+    ]
+    targets = llm_step.targets(rows)
+    assert targets
+    assert all(target.met for target in targets)

@@ -6,12 +6,13 @@ import csv
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import Event
 
 import pytest
 import torch
 
-from bench.gpu import correctness, run
+from bench.gpu import correctness, llm, run
 from bench.gpu.benchmark import Benchmark, Machine
 from bench.gpu.correctness import FileOutcome
 from bench.gpu.launches import FatalDeviceError
@@ -52,7 +53,10 @@ def test_a_run_times_ours_in_every_benchmark(rows):
         for row in rows
         if (row["provider"], row["metric"]) == ("ours", "time_ms") and row["value"]
     }
-    assert timed == {benchmark.name for benchmark in run.BENCHMARKS}
+    # Of a whole step the plain forward is what the others are compared with.
+    assert timed == {benchmark.name for benchmark in run.BENCHMARKS} - {llm.BENCHMARK.name}
+    steps = {row["provider"] for row in rows if row["benchmark"] == llm.BENCHMARK.name}
+    assert {"forward", "confidence", "boe ρ=0.25", "boe ρ=0.25/confidence"} <= steps
 
 
 def test_every_time_is_there_or_says_why_it_is_not(rows):
@@ -88,6 +92,10 @@ def test_the_summary_has_verdicts_aims_and_tables(folder):
     assert "| backward within 2× of its floor, graphed |" in text
     assert "not measured" in text
     assert "## Token draws" in text
+    _, losses = text.split("## Where we lose\n\n")
+    assert losses.startswith("At ")
+    _, steps = text.split("8 billion parameters\n\n")
+    assert "| model=dream-7b scale=1/64 B=1 L=32 masks=12 | confidence |" in steps
 
 
 def test_a_second_run_repeats_nothing(folder, rows, monkeypatch):
@@ -106,6 +114,7 @@ def test_the_list_says_what_is_stored(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert all("stored" in line for line in lines)
     assert len(lines) > len(correctness.test_files())
+    assert "sweep llm_step" in lines[-1], "what takes long is timed last"
 
 
 # --- what is done in which order, and what is kept ----------------------------------
@@ -117,6 +126,7 @@ class Step:
 
     number: int
     act: str = "measure"
+    ended: Event = field(default_factory=Event, compare=False)
 
     dtype_name = "float32"
 
@@ -132,11 +142,13 @@ def measure(step: Step, machine: Machine) -> Iterator[Measurement]:
         raise RuntimeError("this shape is not supported")
     if step.act == "lose the device":
         raise FatalDeviceError("an illegal memory access was encountered")
+    if step.act == "hang":
+        assert step.ended.wait(30)
     if step.act == "be killed":
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def fake(*steps: Step) -> Benchmark:
+def fake(*steps: Step, **facts: object) -> Benchmark:
     return Benchmark(
         "fake",
         measure,
@@ -144,6 +156,7 @@ def fake(*steps: Step) -> Benchmark:
         sweep=lambda toy: (),
         sources=("bench/gpu/run.py",),
         tests=(TEST_FILE,),
+        **facts,
     )
 
 
@@ -218,6 +231,61 @@ def test_a_run_whose_device_is_lost_goes_on_in_a_new_process(tmp_path, monkeypat
     with pytest.raises(SystemExit):
         run.main(arguments[3:])
     assert numbers(tmp_path) == [1.0, 2.0, 3.0]
+
+
+def test_an_error_that_takes_the_device_along_does_not_let_the_other_cases_fail(
+    tmp_path, monkeypatch, tests_pass
+):
+    def reason(error, device):
+        raise FatalDeviceError(str(error))
+
+    started = []
+    monkeypatch.setattr(run, "reason", reason)
+    monkeypatch.setattr(os, "execv", lambda path, arguments: started.append(arguments))
+    with pytest.raises(SystemExit):
+        start(monkeypatch, tmp_path, Step(1), Step(2, "fail"), Step(3))
+    assert numbers(tmp_path) == [1.0, 2.0]
+    (failure,) = (row for row in rows_in(tmp_path) if row["metric"] == "failure")
+    assert failure["note"] == "the device was lost: this shape is not supported"
+    assert len(started) == 1
+
+
+def test_a_case_that_hangs_is_given_up_and_the_rest_goes_on_in_a_new_process(
+    tmp_path, monkeypatch, tests_pass
+):
+    hanging = Step(1, "hang")
+    kept = []
+
+    def execute(path, arguments):
+        kept.append((arguments, rows_in(tmp_path)))
+        hanging.ended.set()
+
+    monkeypatch.setattr(os, "execv", execute)
+    monkeypatch.setattr(run, "BENCHMARKS", (fake(hanging, limit=0.2),))
+    run.main(["--output", str(tmp_path)])
+    ((arguments, rows),) = kept
+    assert "--deadline" in arguments
+    (failure,) = (row for row in rows if row["metric"] == "failure")
+    assert failure["note"] == "given up after 0 s"
+    # It is done: the new process does not try it again.
+    metrics = [row["metric"] for row in rows if row["benchmark"] == "fake"]
+    assert metrics == ["time_ms", "failure", "wall_s"]
+
+
+def test_what_cases_share_is_freed_before_those_of_another_benchmark(
+    tmp_path, monkeypatch, tests_pass
+):
+    log = []
+    first = fake(Step(1), Step(2), release=lambda: log.append("released"))
+
+    def noted(step, machine):
+        log.append(step.number)
+        yield from measure(step, machine)
+
+    both = replace(first, measure=noted), replace(fake(Step(3)), name="other", measure=noted)
+    monkeypatch.setattr(run, "BENCHMARKS", both)
+    run.main(["--output", str(tmp_path)])
+    assert log == [1, 2, "released", 3]
 
 
 def test_no_time_is_taken_of_an_op_whose_tests_fail(tmp_path, monkeypatch, tests_pass, capsys):

@@ -6,15 +6,17 @@ import shutil
 
 import pytest
 
-from bench.readme import README, filled
+from bench.readme import DOCUMENTS, README, filled
 from bench.results import RESULTS
 from boe.evaluate.document import fill_document
 
 
 def test_every_table_of_the_readme_holds_the_committed_results() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert text.count("<!-- bench: ") == 4
-    assert filled(text) == text, "run python -m bench readme"
+    assert README.read_text(encoding="utf-8").count("<!-- bench: ") == 4
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert "<!-- bench: " in text
+        assert filled(text) == text, f"{document.name}: run python -m bench readme"
 
 
 def test_the_comparison_in_the_readme_is_the_committed_one() -> None:

@@ -98,10 +98,19 @@ def key_padding_masks() -> dict[str, Bad]:
 
     return {
         "key_padding_mask as a list": mask([True], TypeError, "must be a tensor, got list"),
-        "key_padding_mask of floats": mask(torch.ones(B, LK), TypeError, "must be bool, got"),
+        "key_padding_mask of floats": mask(
+            torch.ones(B, LK),
+            TypeError,
+            "must be bool, got torch.float32: additive masks and biases are not supported",
+        ),
         "key_padding_mask of integers": mask(torch.ones(B, LK).long(), TypeError, "must be bool"),
         "key_padding_mask too short": mask(
             torch.ones(B, LK - 1, dtype=torch.bool), ValueError, r"must have shape \(B, Lk\)"
+        ),
+        "key_padding_mask of all pairs": mask(
+            torch.ones(B, HQ, L, LK, dtype=torch.bool),
+            ValueError,
+            "must have .*: masks that differ from query to query or head to head are not supported",
         ),
         "key_padding_mask without batch": mask(
             torch.ones(LK, dtype=torch.bool), ValueError, r"must have shape \(B, Lk\)"

@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 from uninterpreted import environment
 
-from bench.binaries import TARGETS, Binary, packages_with_kernels
+from bench.binaries import Binary, packages_with_kernels
+from bench.units import TARGETS, UNITS
 from boe_kernels._triton import ARCHITECTURES
+
+# In 99 KB of shared memory, by the parameters of sm_80: one case that asks for most of it each.
+SERVED = {
+    "sm_86": ("forward, bfloat16, 128, everything seen",),
+    "sm_89": ("one pass, bfloat16, 128, everything seen",),
+    "sm_120": ("forward, bfloat16, 128, everything seen", "split, bfloat16, 128, window"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +53,40 @@ def test_no_kernel_spills_or_wants_more_shared_memory_than_there_is(
     assert chosen, "no binary was made"
     complaints = [f"{b.kernel} ({b.case}, {b.options}) {b.complaint}" for b in chosen]
     assert not [text for text, b in zip(complaints, chosen, strict=True) if b.complaint]
+
+
+# --- parts without launch parameters of their own -----------------------------------
+
+
+def test_parts_served_by_others_run_by_parameters_that_fit_their_shared_memory():
+    assert {name: UNITS[name].parameters for name in SERVED} == dict.fromkeys(SERVED, "sm_80")
+    assert {name: UNITS[name].parameters for name in TARGETS} == {n: n for n in ARCHITECTURES}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_kernels_fit_parts_that_run_by_the_parameters_of_sm_80(name):
+    program = (
+        "import json, sys\n"
+        "from dataclasses import asdict\n"
+        "from bench.binaries import wanted_binaries\n"
+        "name, *cases = sys.argv[1:]\n"
+        "wanted = wanted_binaries('query_attention', name, sample=True)\n"
+        "made = [each.compile() for each in wanted if each.case in cases]\n"
+        "print(json.dumps([asdict(binary) for binary in made]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, name, *SERVED[name]],
+        cwd=Path(__file__).parents[2],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made = [Binary(**facts) for facts in json.loads(done.stdout)]
+    assert {binary.case for binary in made} == set(SERVED[name])
+    assert {binary.architecture for binary in made} == {name}
+    # Spills there cost time on a part whose tiles are another's; what does not fit does not run.
+    assert not [f"{b.kernel} {b.complaint}" for b in made if b.complaint and not b.spilled]
+    limit = UNITS[name].shared_per_group
+    assert limit // 2 < max(binary.shared for binary in made) <= limit
