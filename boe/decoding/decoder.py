@@ -19,11 +19,11 @@ from boe.decoding.recording import record_of
 from boe.decoding.records import Item
 from boe.decoding.rows import Row
 from boe.decoding.setbacks import Failures, Room, UnusableLogits, alone
-from boe.decoding.stopping import end_by_caller, stopped_at
+from boe.decoding.stopping import beyond_end, end_by_caller, stopped_at
 from boe.samplers.step import Move, Step, StepCost
 from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens, propose
-from boe_kernels import EntropyStats, entropy_stats
+from boe_kernels import EntropyStats
 
 
 @dataclass(frozen=True)
@@ -178,16 +178,15 @@ class Decoder:
         choice = any(c.left > c.change > 0 and strategy.steers(c) for c in view.clocks)
         keep = strategy.keep if choice else "nothing"
         prediction, cost = predict(self.forwards, self.prefix_kv, live, state, view, keep)
-        stats = entropy_stats(prediction.logits)
-        _check_stats(live, view.positions, stats)
         draws = self.draws(live, "tokens")
-        proposal = propose(prediction, stats, self.tokens, draws, strategy.which.noised)
+        proposal = propose(prediction, self.tokens, draws, strategy.which.noised)
+        _check_stats(live, view.positions, proposal.stats)
         budget = [max(clock.change, 0) for clock in view.clocks]
         step = Step(
             denoiser=self.forwards.denoiser,
             canvas=state.canvas,
             prediction=prediction,
-            stats=stats,
+            stats=proposal.stats,
             proposal=proposal.tokens,
             proposal_probability=proposal.probability,
             drawn_probability=proposal.drawn,
@@ -203,6 +202,7 @@ class Decoder:
             generators=self.draws(live, "scores"),
             memory=state.memory.copy(),
             forwards=self.forwards,
+            discarded=self._discarded(view.positions, state),
         )
         return step, strategy.move(step), cost
 
@@ -210,6 +210,12 @@ class Decoder:
         if not self.delayed:
             return None
         return torch.isin(tokens, torch.tensor(self.delayed, device=tokens.device))
+
+    def _discarded(self, positions: Tensor, state: BatchState) -> Tensor | None:
+        if not self.stop:
+            return None
+        behind = beyond_end(state.canvas, state.given, self.stop)
+        return behind.gather(1, positions.clamp_min(0))
 
     def _write(self, live: list[Row], state: BatchState, step: Step, move: Move) -> list[bool]:
         """Write the move into the canvas and note what is left; which rows changed."""

@@ -39,19 +39,32 @@ def stopped_at(
     A pattern counts if everything before its end is written, and its last token was
     (``given`` (B, L): a token of the start, such as the prompt's, stops nothing).
     """
+    ends = _ends(canvas, given, patterns) & (masked.cumsum(dim=1) == 0)
+    first = ends.to(torch.int8).argmax(dim=1) + 1
+    return torch.where(ends.any(dim=1), first, -1)
+
+
+def beyond_end(canvas: Canvas, given: Tensor, patterns: tuple[tuple[int, ...], ...]) -> Tensor:
+    """bool (B, L): positions behind the first stop pattern, though masks be left before it.
+
+    The answer ends there at the latest: nothing behind it will be part of it.
+    """
+    ends = _ends(canvas, given, patterns)
+    return ends.cumsum(dim=1) > ends
+
+
+def _ends(canvas: Canvas, given: Tensor, patterns: tuple[tuple[int, ...], ...]) -> Tensor:
+    """bool (B, L), the last positions of patterns that were written to their end."""
     ids, length = canvas.ids, canvas.length
-    written = ~given & canvas.valid & (masked.cumsum(dim=1) == 0)
-    ends = torch.zeros_like(written)
+    ends = torch.zeros_like(given)
     for pattern in patterns:
         if len(pattern) > length:
             continue
-        here = torch.ones_like(written[:, len(pattern) - 1 :])
+        here = torch.ones_like(given[:, len(pattern) - 1 :])
         for offset, token in enumerate(pattern):
             here &= ids[:, offset : length - len(pattern) + 1 + offset] == token
         ends[:, len(pattern) - 1 :] |= here
-    ends &= written
-    first = ends.to(torch.int8).argmax(dim=1) + 1
-    return torch.where(ends.any(dim=1), first, -1)
+    return ends & ~given & canvas.valid
 
 
 def end_by_caller(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from boe.denoisers.asking_rows import AskingRows
 from boe.denoisers.attention_modes import LayerCall, Plain, Recording, Replaying, StopGradient
 from boe.denoisers.base import (
     EntropyGradient,
@@ -35,11 +36,27 @@ def replay_gradient(
 ) -> EntropyGradient:
     """Gradient from the active rows alone: |A| rows forward, |A| rows backward.
 
-    Of a guided prediction, as many in each branch.
+    Of a guided prediction, as many in each branch. Sequences without active rows are left
+    out of the batch.
     """
+    seats, asks, flags = _candidate_seats(request, prediction.canvas.length)
+    count, batch = sum(flags), len(flags)
+    size = denoiser.replay_batch(count, batch)
+    if count == 0 or size == batch:
+        surrogate = denoiser.for_surrogate(prediction, request)
+        return _replay(surrogate, prediction, request, seats)
+    rows = AskingRows.of(asks, flags, size)
+    prediction, request = rows.prediction(prediction), rows.request(request)
+    surrogate = denoiser.for_surrogate(prediction, request)
+    return rows.in_batch(_replay(surrogate, prediction, request, seats[rows.index]))
+
+
+def _replay(
+    denoiser: AttentionDenoiser, prediction: Prediction, request: GradientRequest, seats: Tensor
+) -> EntropyGradient:
+    """The replay of a whole batch; ``seats`` (B, C): the candidates among the active rows."""
     facts, canvas = denoiser.facts, prediction.canvas
     active = request.active
-    seats = _candidate_seats(request, canvas.length)
     compact: list[Tensor] = []
     contexts: list[list[LayerCall]] = []
     weights: list[float] = []
@@ -67,13 +84,15 @@ def replay_gradient(
     ) -> tuple[Tensor, Tensor]:
         leaves = [part.detach().requires_grad_() for part in embeds]
         modes = [Replaying(layers, rows, local=local) for layers in contexts]
+        slots = slots_of(probe_rows, rows, canvas.length)
         with torch.enable_grad(), FrozenProducts():
             entropy = denoiser.summed_guided_entropy(
                 list(zip(leaves, modes, weights, strict=True)),
-                slots_of(probe_rows, rows, canvas.length),
+                slots,
                 position_ids=rows.clamp_min(0),
             )
-            grads = torch.autograd.grad(entropy.sum(), leaves)
+        # Outside the mode, in which every call of an op would be looked at.
+        grads = torch.autograd.grad(entropy, leaves, torch.ones_like(entropy))
         return sum(grads[1:], start=grads[0]), entropy.detach()
 
     grad, surrogate = gradient_at(compact, active, facts.row_of(request.probes), local=False)
@@ -86,7 +105,10 @@ def replay_gradient(
                 "entropy stands in another row"
             )
         own = [take_rows(rows, seats) for rows in compact]
-        own_grad, _ = gradient_at(own, request.candidates, request.candidates, local=True)
+        # The entropy of a candidate that is no probe is not in the sum.
+        probed = slots_of(request.candidates, request.probes, canvas.length) >= 0
+        probed_rows = torch.where(probed, request.candidates, -1)
+        own_grad, _ = gradient_at(own, request.candidates, probed_rows, local=True)
         gradient = gradient - own_grad * (seats >= 0).unsqueeze(-1)
         rows_run = rows_run + (request.candidates >= 0).sum(dim=1)
     passes = len(weights)
@@ -107,8 +129,9 @@ def graph_gradient(
     """Gradient through a whole forward: attention sparse ("late") or dense, the rest dense."""
     if request.subtract_self:
         raise ValueError("subtract_self needs engine='replay'")
+    denoiser = denoiser.for_surrogate(prediction, request)
     facts, state, canvas = denoiser.facts, prediction.state, prediction.canvas
-    seats = _candidate_seats(request, canvas.length)
+    seats, _, _ = _candidate_seats(request, canvas.length)
     embeds, delta = soft_canvas(denoiser, prediction, request)
     active_probes = torch.where(
         slots_of(facts.row_of(request.probes), request.active, canvas.length) >= 0,
@@ -183,12 +206,17 @@ def _inject(
     )
 
 
-def _candidate_seats(request: GradientRequest, length: int) -> Tensor:
-    """Where the candidates stand among the active rows, which must hold them all."""
+def _candidate_seats(request: GradientRequest, length: int) -> tuple[Tensor, Tensor, list[bool]]:
+    """Where the candidates stand among the active rows (B, C), which must hold them all;
+    and which sequences have active rows: bool (B,), and the same on the host."""
     seats = slots_of(request.candidates, request.active, length)
-    if bool(((request.candidates >= 0) & (seats < 0)).any()):
+    outside = ((request.candidates >= 0) & (seats < 0)).any(dim=1)
+    asks = (request.active >= 0).any(dim=1)
+    # One wait for the device tells both.
+    known = torch.stack((outside, asks)).tolist()
+    if any(known[0]):
         raise ValueError("active rows must include every candidate's own row")
-    return seats
+    return seats, asks, known[1]
 
 
 def _at(grad: Tensor, slots: Tensor) -> Tensor:

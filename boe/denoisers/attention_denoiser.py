@@ -48,6 +48,10 @@ class RecordedForward:
     layers: list[LayerCall]
     hidden: Tensor | None
 
+    def select(self, rows: Tensor) -> RecordedForward:
+        """What a replay needs of the given batch rows (N,)."""
+        return RecordedForward(self.embeds[rows], [call.select(rows) for call in self.layers], None)
+
 
 @dataclass
 class ForwardGraph:
@@ -117,6 +121,10 @@ class AttentionDenoiser(Denoiser):
         """The denoiser as the surrogate forward sees it: itself, unless time moves on."""
         return self
 
+    def replay_batch(self, count: int, batch: int) -> int:
+        """With how many sequences a replay of ``count`` ≥ 1 of a ``batch`` is run: as many."""
+        return count
+
     def predict(self, canvas: Canvas, positions: Tensor, keep: Keep = "nothing") -> Prediction:
         self._check_canvas(canvas)
         rows = self.facts.row_of(positions)
@@ -161,7 +169,6 @@ class AttentionDenoiser(Denoiser):
         require_autograd()
         if isinstance(prediction.state, GuidedState):
             check_guided(self.facts, request, prediction.state)
-        surrogate = self.for_surrogate(prediction, request)
         if request.engine == "replay":
             if self.replay_refusal is not None:
                 raise UnsupportedModel(
@@ -170,9 +177,9 @@ class AttentionDenoiser(Denoiser):
                 )
             for branch, _ in branches_of(prediction):
                 _require_state(branch, RecordedForward, "'keys_values' or 'attention'")
-            return replay_gradient(surrogate, prediction, request)
+            return replay_gradient(self, prediction, request)
         _require_state(prediction, ForwardGraph, "'graph' or 'dense_graph'")
-        return graph_gradient(surrogate, prediction, request)
+        return graph_gradient(self, prediction, request)
 
     def bridge_scores(
         self, prediction: Prediction, request: GradientRequest, rule: BridgeRule

@@ -42,6 +42,18 @@ class LayerCall:
     block_size: int | None = None
     lse: Tensor | None = None
 
+    def select(self, rows: Tensor, length: int | None = None) -> LayerCall:
+        """Keys and values of the given batch rows (N,), of the first ``length`` positions."""
+        padding = self.key_padding_mask
+        return replace(
+            self,
+            q=None,
+            lse=None,
+            k=self.k[rows, :, :length],
+            v=self.v[rows, :, :length],
+            key_padding_mask=None if padding is None else padding[rows, :length],
+        )
+
 
 class AttentionMode(ABC):
     """Computes the attention of the layers of one forward, in the order they are called."""

@@ -119,6 +119,11 @@ class CompiledDenoiser(AttentionDenoiser):
         logits = logits.clone() if self.cuda_graphs else logits
         return replace(prediction, logits=logits, positions=positions)
 
+    def replay_batch(self, count: int, batch: int) -> int:
+        """At least two, which share their code; powers of two where each has a recording."""
+        size = 1 << (count - 1).bit_length() if self.cuda_graphs else count
+        return min(batch, max(2, size))
+
     def entropy_gradient(self, prediction: Prediction, request: GradientRequest) -> EntropyGradient:
         return super().entropy_gradient(
             prediction, replace(request, active=self._padded(request.active))

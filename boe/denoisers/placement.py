@@ -1,8 +1,10 @@
-"""Where a model is put, and in what precision: names on the command line."""
+"""Where a model is put, in what precision, compiled or not: names on the command line."""
 
 from __future__ import annotations
 
 import torch
+
+from boe.denoisers.attention_denoiser import AttentionDenoiser
 
 DTYPES = {
     "auto": None,
@@ -11,6 +13,9 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+COMPILATION = ("none", "network", "graphs")
+"""As it is, compiled, or compiled and captured in CUDA graphs."""
 
 
 def dtype_named(name: str) -> torch.dtype | None:
@@ -33,3 +38,25 @@ def require_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} is not available: torch sees no GPU")
     return name
+
+
+def check_compilation(name: str) -> None:
+    """Raises a ValueError unless ``name`` is one of :data:`COMPILATION`."""
+    if name not in COMPILATION:
+        raise ValueError(f"compile must be one of {', '.join(COMPILATION)}, got {name!r}")
+
+
+def compiled_as(name: str, denoiser: AttentionDenoiser) -> AttentionDenoiser:
+    """``denoiser`` itself for "none", else a :class:`boe.CompiledDenoiser` of it.
+
+    Raises:
+        ValueError: the name is unknown, or CUDA graphs on another device.
+        UnsupportedModel: it cannot be compiled.
+    """
+    check_compilation(name)
+    if name == "none":
+        return denoiser
+    from boe.denoisers.compiled import CompiledDenoiser
+
+    # Anything else than a transformers denoiser is refused there, with the reason.
+    return CompiledDenoiser(denoiser, cuda_graphs=name == "graphs")  # type: ignore[arg-type]

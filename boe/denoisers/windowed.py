@@ -35,17 +35,7 @@ class LayerMemory(KeysValues):
 
     def select(self, rows: Sequence[int], length: int) -> LayerMemory:
         index = torch.tensor(rows, device=self.layers[0].k.device)
-        return LayerMemory(
-            [
-                replace(
-                    layer,
-                    k=layer.k[index, :, :length],
-                    v=layer.v[index, :, :length],
-                    key_padding_mask=None,
-                )
-                for layer in self.layers
-            ]
-        )
+        return LayerMemory([layer.select(index, length) for layer in self.layers])
 
 
 @dataclass

@@ -32,7 +32,7 @@ from boe.samplers import Sampler, Strategy, Tokens, sampler_from
 from boe.samplers.memory import Memory
 from boe.samplers.step import Clock, Step
 from boe.samplers.tokens import propose
-from boe_kernels import entropy_stats, pad_rows
+from boe_kernels import pad_rows
 
 
 @dataclass(frozen=True)
@@ -293,19 +293,18 @@ class BoEScheduler(BlockRefinementScheduler):
             )
             for change, count, length in zip(budget, counts, canvas.lengths, strict=True)
         )
-        stats = entropy_stats(prediction.logits)
         rows = range(len(counts))
         generators = [
             generator or seeded(f"{self.config.seed}/{row}/{index}/{canvas.length}", device)
             for row in rows
         ]
-        proposal = propose(prediction, stats, tokens, generators, self.strategy.which.noised)
+        proposal = propose(prediction, tokens, generators, self.strategy.which.noised)
         nowhere = torch.zeros_like(canvas.ids, dtype=torch.bool)
         return Step(
             denoiser=model.denoiser,
             canvas=canvas,
             prediction=prediction,
-            stats=stats,
+            stats=proposal.stats,
             proposal=proposal.tokens,
             proposal_probability=proposal.probability,
             drawn_probability=proposal.drawn,

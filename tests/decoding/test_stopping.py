@@ -7,7 +7,7 @@ import torch
 from fake_denoiser import MASK, FakeDenoiser, table_of
 from torch import Tensor
 
-from boe import TokensPerStep, generate
+from boe import BoE, TokensPerStep, generate
 
 # Position k writes id 1 + k mod 5; from left to right, but for position 2, which comes last.
 CONFIDENCES = [0.9, 0.85, 0.3, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5]
@@ -130,3 +130,30 @@ def test_the_caller_is_shown_padding_of_no_sequence() -> None:
 def test_an_end_outside_what_is_written_is_refused(end: int) -> None:
     with pytest.raises(ValueError, match=rf"a length in \[1, 1\] or None .* got {end}"):
         decode([], stop_when=lambda index, ids: end)
+
+
+# --- what lies behind the end -----------------------------------------------------------
+
+
+def decode_steered(canvas: Tensor, stop: list[list[int]], probes: str = "complement"):
+    sampler = BoE(rho=0.3, tolerance=None, sure=None, probes=probes)
+    denoiser = FakeDenoiser(table_of(CONFIDENCES))
+    return generate(denoiser, canvas, sampler, stop=stop, trajectory=True).items[0]
+
+
+@pytest.mark.parametrize("probes", ["complement", "masked"])
+def test_masks_behind_a_written_pattern_are_no_probes_though_masks_be_left_before_it(
+    probes: str,
+) -> None:
+    item = decode_steered(torch.full((10,), MASK), [[4, 5]], probes=probes)
+    assert [int(record.revealed) for record in item.trajectory[:5]] == [0, 1, 3, 4, 5]
+    named = [record.positions[record.parts["probe"]].tolist() for record in item.trajectory[:5]]
+    assert max(named[3]) == 9, "4 is written, 5 is not"
+    # Ids 4 5 stand at 3 and 4: only position 2, before them, can be part of the answer.
+    assert named[4] == [2]
+
+
+def test_a_pattern_of_the_prompt_leaves_the_masks_behind_it_to_be_probes() -> None:
+    canvas = torch.tensor([MASK, 4, 5] + [MASK] * 7)
+    item = decode_steered(canvas, [[4, 5]])
+    assert item.trajectory[0].positions[item.trajectory[0].parts["probe"]].tolist()[-1] == 9

@@ -301,6 +301,13 @@ def test_in_one_layer_subtract_self_leaves_only_what_a_row_does_through_its_own_
     assert_close(result.gradient, expected, 1e-6 if name == "modernbert" else 1e-9)
 
 
+def test_subtract_self_takes_nothing_from_candidates_that_are_no_probes() -> None:
+    denoiser = tiny_denoiser("bert", 1)
+    plain = entropy_gradient(denoiser, active=EVERY_ROW).gradient
+    removed = entropy_gradient(denoiser, active=EVERY_ROW, subtract_self=True).gradient
+    assert torch.equal(removed, plain)
+
+
 @pytest.mark.parametrize("engine", ["late", "dense"])
 def test_subtract_self_is_refused_by_the_graph_engines(engine: str) -> None:
     with pytest.raises(ValueError, match="subtract_self needs engine='replay'"):

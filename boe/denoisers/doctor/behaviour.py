@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -102,6 +103,11 @@ def check_shift(
         nats.append(-total / (len(ids) - 1))
     declared = f"shift {facts.logits_shift}: {nats[0]:.2f} nats a token"
     detail = f"{declared}; shift {other.facts.logits_shift}: {nats[1]:.2f}"
+    chance = math.log(facts.vocab_size - len(set(facts.suppressed_ids)))
+    if min(nats) > chance:
+        # A model that knows nothing of the text fits it by accident better one way.
+        advice = "untrained weights, or a text in another language: give --text"
+        return Finding("shift", "unknown", f"{detail}; chance {chance:.2f}", advice)
     if nats[1] < nats[0] - _CLEAR_NATS:
         advice = f"build the denoiser with logits_shift={other.facts.logits_shift}"
         return Finding("shift", "failed", detail, advice)
