@@ -165,6 +165,14 @@ def generate(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try prompts that failed again.", **SHARDED)
     ] = False,
+    compilation: Annotated[
+        str,
+        typer.Option("--compile", help="The network: none, network, or graphs (CUDA graphs)."),
+    ] = "none",
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(min=2, help="Share the layers out over so many processes of torchrun."),
+    ] = None,
     threads: Threads = None,
     json: Json = None,
 ) -> None:
@@ -188,6 +196,13 @@ def generate(
     )
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("give --prompt, or --input with --output")
+    group = None
+    if tensor_parallel is not None and compilation != "none":
+        raise typer.BadParameter("--compile does not go with --tensor-parallel")
+    if tensor_parallel is not None:
+        from boe.scaling.rank_group import RankGroup
+
+        group = RankGroup.join(tensor_parallel, device)
     if prompts is None:
         assert prompt is not None
         run_generate(
@@ -203,7 +218,11 @@ def generate(
             tokenizer=tokenizer,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
+            compilation=compilation,
+            group=group,
         )
+        if group is not None:
+            group.leave()
         return
     if chat:
         raise typer.BadParameter("--chat goes with --prompt: lines of --input say it themselves")
@@ -217,14 +236,21 @@ def generate(
 
     source = str(Path(model).resolve()) if Path(model).is_dir() else model
     complete = run_sharded_generation(
-        ModelSource(source, dtype, device, mask_id, tokenizer, allow_pickle, trust_remote_code),
+        ModelSource(
+            *(source, dtype, device, mask_id, tokenizer, allow_pickle, trust_remote_code),
+            tensor_parallel=tensor_parallel or 1,
+            compilation=compilation,
+        ),
         prompts,
         output,
         TextOptions(**asdict(options), batch_size=batch),
         {"shards": shards, "length": length},
         Sharding(workers, node, executor, tuple(executor_option or ()), retry_failed, threads),
         json,
+        group,
     )
+    if group is not None:
+        group.leave()
     if not complete:
         raise typer.Exit(1)
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.progress import Progress
 
 from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
 from boe.decoding import Item, generate
 from boe.denoisers.loading import LoadedModel, load_model
-from boe.denoisers.placement import dtype_named, require_device
+from boe.denoisers.placement import check_compilation, compiled_as, dtype_named, require_device
 from boe.evaluate.player.scene import record_as_json
 from boe.prompting import DecodingOptions, prompt_ids
 from boe.text import TextGenerator, TextOptions
+
+if TYPE_CHECKING:
+    from boe.scaling.rank_group import RankGroup
 
 SCHEMA = "boe/generate/1"
 
@@ -33,10 +38,15 @@ def run_generate(
     tokenizer: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    compilation: str = "none",
+    group: RankGroup | None = None,
 ) -> None:
     """Load, fill in, show and store.
 
     Args:
+        compilation: of :data:`boe.denoisers.placement.COMPILATION`.
+        group: the processes that the model's layers are shared out over; only the first of
+            them shows and stores anything.
         prompt: the text, or "-" to read it from standard input.
         chat: the prompt is a user's message, and the answer alone is shown, as it is written.
 
@@ -45,28 +55,37 @@ def run_generate(
     """
     if chat and not length:
         raise ValueError("--chat needs --length, the tokens of the answer")
-    if prompt == "-":
+    leads = group is None or group.leads
+    if prompt == "-" and leads:
         prompt = sys.stdin.read().removesuffix("\n")
+    if group is not None:
+        prompt = group.agree(prompt)
     precision = dtype_named(dtype)
+    check_compilation(compilation)
     check_json_path(json_path)
     require_device(device)
-    console = console_for(json_path)
+    console = console_for(json_path) if leads else Console(quiet=True)
     silence_transformers()
     with console.status(f"loading {model}"):
         loaded = load_model(
             model,
-            device=device,
+            device=device if group is None else "cpu",
             dtype=precision,
             mask_id=mask_id,
             tokenizer=tokenizer,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )
-    shown = str(json_path) != "-"
+        if group is not None:
+            from boe.scaling.tensor_parallel import parallelise
+
+            parallelise(loaded.denoiser, group.mesh)
+        loaded = replace(loaded, denoiser=compiled_as(compilation, loaded.denoiser))
+    shown = leads and str(json_path) != "-"
     if chat:
         text, item = _answer(loaded, prompt, length, options, shown, json_path is not None)
     else:
-        ids = prompt_ids(loaded, prompt, length).to(device)
+        ids = prompt_ids(loaded, prompt, length).to(loaded.denoiser.device)
         masked = loaded.denoiser.facts.mask_id
         masks = int((ids == masked).sum())
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -88,7 +107,7 @@ def run_generate(
     account = item.account
     console.print(str(account), style="dim")
     emit_json(
-        json_path,
+        json_path if leads else None,
         {
             "schema": SCHEMA,
             "model": model,

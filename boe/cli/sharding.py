@@ -13,9 +13,11 @@ from boe.cli.output import check_json_path, console_for, emit_json
 from boe.denoisers.placement import dtype_named, require_device
 from boe.evaluate.running import Run
 from boe.evaluate.study import Study
-from boe.scaling.engine import ShardTask, cluster_executor, executor_options
+from boe.scaling.answering import Replica
+from boe.scaling.engine import ReplicaExecutor, ShardTask, cluster_executor, executor_options
 from boe.scaling.job import GenerationJob, JobFolder, ModelSource
 from boe.scaling.merging import Merged, first_failures, forget_failures, merge
+from boe.scaling.rank_group import RankGroup
 from boe.scaling.replicas import last_line, replica_count, run_replicas
 from boe.scaling.studies import StudyJob, gather
 from boe.scaling.worker import KINDS
@@ -77,16 +79,27 @@ def run_sharded_generation(
     sizes: dict[str, int],
     sharding: Sharding,
     json_path: Path | None,
+    group: RankGroup | None = None,
 ) -> bool:
     """Answer all prompts of a file, from wherever it was left; whether all have an answer.
 
     Args:
         sizes: ``shards`` and ``length`` of the job.
+        group: the processes that the model's layers are shared out over: one replica, whose
+            first process does all but the decoding alone.
 
     Raises:
         ValueError, OSError: as :class:`GenerationJob` and :meth:`JobFolder.open`.
         RuntimeError: as :func:`work_on`.
     """
+    if group is not None and (sharding.workers is not None or sharding.executor != "local"):
+        raise ValueError(
+            "workers and executor do not go with tensor-parallel, whose processes torchrun has "
+            "started; node does"
+        )
+    if group is not None and not group.leads:
+        Replica(group.agree(), group=group).follow()
+        return True
     check_json_path(json_path)
     dtype_named(model.dtype)
     if not prompts.is_file():
@@ -100,7 +113,12 @@ def run_sharded_generation(
     folder.open(job)
     if sharding.retry_failed:
         forget_failures(folder, job.shards)
-    work_on(console, "generation", folder, job.shards, model.device, sharding)
+    if group is not None:
+        group.agree(folder)
+        replica = Replica(folder, group=group)
+    else:
+        replica = None
+    work_on(console, "generation", folder, job.shards, model.device, sharding, replica)
     merged = merge(folder)
     _show(console, folder, merged)
     emit_json(json_path, merged.as_json())
@@ -133,12 +151,19 @@ def run_study_in_shards(
 
 
 def work_on(
-    console: Console, kind: str, folder: JobFolder, shards: int, device: str, sharding: Sharding
+    console: Console,
+    kind: str,
+    folder: JobFolder,
+    shards: int,
+    device: str,
+    sharding: Sharding,
+    replica: Replica | None = None,
 ) -> None:
     """Have the shards that are not finished worked on.
 
     Args:
         kind: of :data:`boe.scaling.worker.KINDS`.
+        replica: works on this host's shards in this very process, if it is given.
 
     Raises:
         RuntimeError: replicas that ended before their shards were done, or shards that are
@@ -154,7 +179,14 @@ def work_on(
     elif waiting:
         number, hosts = sharding.place
         mine = [shard for shard in waiting if shard % hosts == number]
-        _run_here(console, kind, folder, mine, device, sharding)
+        if replica is not None:
+            ReplicaExecutor(
+                ShardTask(lambda _: replica, folder.path), shards, folder.engine, mine
+            ).run()
+        else:
+            _run_here(console, kind, folder, mine, device, sharding)
+    if replica is not None:
+        replica.dismiss()
     waiting = folder.unfinished(shards)
     if waiting:
         raise RuntimeError(

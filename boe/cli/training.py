@@ -33,8 +33,7 @@ def training_config(
     seed: int = 0,
 ) -> TrainConfig:
     """The task's own recipe, with what is given in its place."""
-    task = TASKS[task_name]
-    recipe = task.recipe if issubclass(task, CharacterTask | ProseTask) else TrainConfig()
+    recipe = TASKS[task_name].recipe
     steps = recipe.steps if steps is None else steps
     return TrainConfig(
         steps=steps,
@@ -128,10 +127,10 @@ def _train(
 
         return evaluate_prose
     if not issubclass(task, CharacterTask):
-        model = train_sudoku(config, output, on_step)
+        train_sudoku(config, output, on_step)
 
         def evaluate_sudoku(items: int) -> dict[str, float]:
-            measured = measure(model, items)
+            measured = measure(output, items)
             write_model_card(output, config, measured)
             return measured
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from boe.lm_eval import MODEL, PROTOCOLS, register
-from boe.lm_eval.costs import summary_lines
+from boe.lm_eval.costs import failures_in, read_costs, summary_lines
 from boe.lm_eval.settings import EvaluationSettings
 
 
@@ -19,6 +20,7 @@ def main() -> None:
 
     The model ``boe`` and the folder of protocols are added. With ``--output_path`` the
     costs of every request are kept there too, unless the argument ``costs`` says where.
+    Exits with 1 if requests failed and were kept, with 2 if an argument does not fit.
     """
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
@@ -38,9 +40,22 @@ def main() -> None:
             # Before the model and the data are loaded, and without a traceback.
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+    shared_out = settings is not None and settings.tensor_parallel > 1
+    leads = os.environ.get("RANK", "0") == "0"
+    if settings is not None and shared_out and not leads:
+        from boe.lm_eval.model import BoeLM
+
+        BoeLM(**asdict(settings)).follow()
+        return
     harness.execute(arguments)
-    if settings is not None and settings.costs is not None and os.environ.get("RANK", "0") == "0":
+    if shared_out:
+        from boe.scaling.rank_group import RankGroup
+
+        RankGroup.joined().agree(None)
+    if settings is not None and settings.costs is not None and leads:
         print("\n".join(summary_lines(settings.costs, settings.fingerprint)))
+        if failures_in(read_costs(settings.costs, settings.fingerprint)):
+            raise SystemExit(1)
 
 
 def _settings_of(arguments: Namespace) -> EvaluationSettings:
@@ -67,7 +82,13 @@ def _settings_of(arguments: Namespace) -> EvaluationSettings:
     }
     if getattr(arguments, "trust_remote_code", False):
         further["trust_remote_code"] = True
-    return EvaluationSettings.from_arguments(**{**given, **further})
+    settings = EvaluationSettings.from_arguments(**{**given, **further})
+    if settings.failures == "keep" and settings.costs is None:
+        raise ValueError(
+            "failures=keep needs a place for the records that name them: give --output_path, or "
+            "costs=FOLDER"
+        )
+    return settings
 
 
 if __name__ == "__main__":

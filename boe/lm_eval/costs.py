@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 MEASURES = ("nfe_forward", "n_backward", "flop_equiv", "seconds")
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class CostRecord:
         stopped: whether a stop text or token ended it.
         steps: decoding steps; 0 for likelihoods.
         nfe_forward, n_backward, flop_equiv, seconds: as in :class:`boe.Account`.
+        error: why it failed; ``None`` if it did not. The costs are then those until then, of
+            a likelihood 0.
     """
 
     kind: str
@@ -41,6 +44,7 @@ class CostRecord:
     n_backward: float
     flop_equiv: float
     seconds: float
+    error: str | None = None
 
     @property
     def request(self) -> tuple[Any, ...]:
@@ -95,33 +99,55 @@ def read_costs(folder: str | Path, fingerprint: str) -> list[CostRecord]:
 
 
 def summarise(records: Iterable[CostRecord]) -> dict[str, dict[str, float]]:
-    """Per task the number of requests, and the mean of each measure over them."""
+    """Per task how many requests were answered and how many failed, and the answers' means."""
     grouped: dict[str, list[CostRecord]] = {}
     for record in records:
         grouped.setdefault(record.task or "", []).append(record)
-    return {
-        task: {
-            "requests": float(len(group)),
+    summary = {}
+    for task, group in sorted(grouped.items()):
+        answered = [record for record in group if record.error is None]
+        summary[task] = {
+            "requests": float(len(answered)),
+            "failed": float(len(group) - len(answered)),
             **{
-                measure: sum(getattr(record, measure) for record in group) / len(group)
+                measure: sum(getattr(record, measure) for record in answered)
+                / max(len(answered), 1)
                 for measure in ("tokens", "steps", *MEASURES)
             },
         }
-        for task, group in sorted(grouped.items())
-    }
+    return summary
+
+
+def failures_in(records: Iterable[CostRecord]) -> list[dict[str, Any]]:
+    """Which requests failed, and why."""
+    return [
+        {"kind": record.kind, "task": record.task, "doc": record.doc, "error": record.error}
+        for record in records
+        if record.error is not None
+    ]
 
 
 def summary_lines(folder: str, fingerprint: str) -> list[str]:
-    """The means per task as a Markdown table, and where the records are."""
+    """The means per task as a Markdown table, where the records are, and what failed."""
     lines = [
         "",
-        "|task|requests|forwards|backwards|cost in forwards|seconds|",
-        "|---|---:|---:|---:|---:|---:|",
+        "|task|requests|failed|forwards|backwards|cost in forwards|seconds|",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for task, means in summarise(read_costs(folder, fingerprint)).items():
+    records = read_costs(folder, fingerprint)
+    for task, means in summarise(records).items():
         values = "|".join(f"{means[measure]:.2f}" for measure in MEASURES)
-        lines.append(f"|{task}|{means['requests']:.0f}|{values}|")
-    return [*lines, f"per request: {Path(folder) / f'costs_{fingerprint}_rank*.jsonl'}"]
+        lines.append(f"|{task}|{means['requests']:.0f}|{means['failed']:.0f}|{values}|")
+    lines.append(f"per request: {Path(folder) / f'costs_{fingerprint}_rank*.jsonl'}")
+    failed = failures_in(records)
+    for one in failed[:_SHOWN]:
+        lines.append(f"failed: {one['task']}/{one['doc']}: {one['error']}")
+    if failed:
+        lines.append(
+            f"{len(failed)} requests failed: their answers are empty and count as any wrong one, "
+            "so that the scores are too low"
+        )
+    return lines
 
 
 def _cut_torn_line(path: Path) -> None:

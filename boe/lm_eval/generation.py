@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -14,9 +14,12 @@ from torch import Tensor
 from boe.decoding import Account, Item, generate
 from boe.decoding.prefix import PrefixKV
 from boe.denoisers import Denoiser
+from boe.lm_eval.failures import UnusablePrompt
 from boe.lm_eval.requests import Asked, Wish
 from boe.lm_eval.settings import EvaluationSettings
 from boe.text.tokenization import Texts
+
+Announce = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Prompt:
     """A request as a canvas.
 
     Attributes:
-        canvas: int64 (L,), with the masks to fill in at ``start`` and after.
+        canvas: int64 (L,) on the CPU, with the masks to fill in at ``start`` and after.
         start: number of positions before the first mask.
     """
 
@@ -45,6 +48,7 @@ class Answer:
     Attributes:
         tokens: number generated, up to and including a stop.
         stopped: whether a stop ended the decode.
+        error: what ended it before it was an answer; its text is then empty.
     """
 
     prompt: Prompt
@@ -52,10 +56,15 @@ class Answer:
     tokens: int
     stopped: bool
     account: Account
+    error: Exception | None = None
 
 
 class Generator:
-    """Decodes prompts by the settings' strategy."""
+    """Decodes prompts by the settings' strategy.
+
+    Args:
+        announce: told each batch before it is decoded.
+    """
 
     def __init__(
         self,
@@ -63,7 +72,9 @@ class Generator:
         texts: Texts,
         settings: EvaluationSettings,
         max_length: int | None,
+        announce: Announce | None = None,
     ) -> None:
+        self.announce = announce
         self.denoiser, self.texts, self.settings = denoiser, texts, settings
         self.max_length = max_length
         self.ends = texts.end_ids(settings.eos)
@@ -74,28 +85,32 @@ class Generator:
         """The canvas of a request: special tokens, prompt, masks, closing special tokens.
 
         Raises:
-            ValueError: the prompt is too long, or the task asks for what is not supported.
+            UnusablePrompt: the prompt is too long, or holds the mask token.
+            ValueError: the task asks for what is not supported.
         """
         context, options = request.instance.args
         wish = Wish.of(options, self.settings)
-        ids = self.texts.encode(context)
+        try:
+            ids = self.texts.encode(context)
+        except ValueError as error:
+            raise UnusablePrompt(f"{request.name}: {error}") from error
         opening = self.texts.opening(ids)
         closing = self.texts.suffix
         masks = [self.texts.mask_id] * wish.gen_length
         if self.max_length is not None:
             room = self.max_length - len(opening) - len(masks) - len(closing)
             if room < 0 or (room < len(ids) and not self.settings.truncate):
-                raise ValueError(
+                raise UnusablePrompt(
                     f"{request.name}: a prompt of {len(ids)} tokens and {len(masks)} to generate "
                     f"need more than the {self.max_length} positions of the model; give a smaller "
                     "gen_length, or truncate=true to cut the beginning of prompts off"
                 )
             ids = ids[max(0, len(ids) - room) :]
-        whole = torch.tensor([*opening, *ids, *masks, *closing], device=self.denoiser.device)
+        whole = torch.tensor([*opening, *ids, *masks, *closing])
         return Prompt(request, wish, whole, len(opening) + len(ids))
 
     def run(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
-        """Answers, batch by batch, longest canvases first."""
+        """Answers, batch by batch, longest canvases first; failures end theirs."""
 
         def alike(prompt: Prompt) -> tuple[float, ...]:
             wish = prompt.wish
@@ -113,16 +128,21 @@ class Generator:
             waiting = list(group)
             size = self.settings.batch_size
             for start in range(0, len(waiting), size):
-                yield from self._decode(waiting[start : start + size])
+                yield from self.decode(waiting[start : start + size])
 
-    def _decode(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def decode(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Answers to one batch, those that failed last."""
+        if self.announce is not None:
+            self.announce("decode", prompts)
         settings, wish = self.settings, prompts[0].wish
         early = settings.early_stop
         stop_texts = any(prompt.wish.until for prompt in prompts)
+        # The rest of a batch is kept in any case; what to do about failures is decided above.
+        together = settings.strategy.particles is not None
         try:
             items = generate(
                 self.denoiser,
-                [prompt.canvas for prompt in prompts],
+                [prompt.canvas.to(self.denoiser.device) for prompt in prompts],
                 settings.strategy,
                 budget=settings.budget,
                 block_length=settings.block_length,
@@ -136,12 +156,14 @@ class Generator:
                 stop_when=partial(self._stop, prompts) if early and stop_texts else None,
                 seed=settings.seed,
                 item_ids=[prompt.asked.key for prompt in prompts],
+                failures="raise" if together else "keep",
             ).items
-        except ValueError as error:
+        except (ValueError, torch.OutOfMemoryError) as error:
             names = ", ".join(f"{k}: {prompt.asked.name}" for k, prompt in enumerate(prompts))
             error.add_note(f"while decoding the sequences {names}")
             raise
-        return [self._answer(prompt, item) for prompt, item in zip(prompts, items, strict=True)]
+        answers = [self._answer(prompt, item) for prompt, item in zip(prompts, items, strict=True)]
+        return sorted(answers, key=lambda answer: answer.error is not None)
 
     def _stop(self, prompts: Sequence[Prompt], index: int, ids: list[int]) -> int | None:
         """Where the written beginning of a sequence ends with a stop text."""
@@ -151,6 +173,8 @@ class Generator:
         return None if length is None else prompt.start + length
 
     def _answer(self, prompt: Prompt, item: Item) -> Answer:
+        if item.error is not None:
+            return Answer(prompt, "", 0, False, item.account, item.error)
         stopped = item.end is not None
         end = prompt.end if item.end is None else min(item.end, prompt.end)
         ids = item.ids[prompt.start : end].tolist()

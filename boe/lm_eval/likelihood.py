@@ -7,6 +7,7 @@ texts the model prefers, but is not their likelihood.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class LikelihoodEstimator:
         guidance: w of classifier-free guidance.
         batch_size: draws in a forward.
         seed: with a passage's key fixes its draws.
+        announce: told each passage before it is scored.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class LikelihoodEstimator:
         guidance: float = 0.0,
         batch_size: int = 1,
         seed: int = 0,
+        announce: Callable[..., None] | None = None,
     ) -> None:
+        self.announce = announce
         self.denoiser, self.draws, self.guidance = denoiser, draws, guidance
         self.batch_size, self.seed = batch_size, seed
         self._forwards = Forwards(denoiser, guidance)
@@ -98,10 +102,13 @@ class LikelihoodEstimator:
         """The bound on the log-probability of ``passage.scored``.
 
         Raises:
-            ValueError: an id that the model never writes, so that its probability is zero.
+            ValueError: an id that the model never writes, so that its probability is zero, or
+                logits that are NaN.
             UnsupportedModel: the model is block-causal: its bound is a sum over blocks, each
             given the unmasked ones before it, which these draws are not.
         """
+        if self.announce is not None:
+            self.announce("estimate", passage, check_greedy)
         if self.denoiser.facts.block_length is not None:
             raise UnsupportedModel(
                 "the likelihood of a block-causal model is bounded block by block, which is not "
@@ -125,6 +132,8 @@ class LikelihoodEstimator:
         ]
         account = Account(nfe_forward=float(len(chosen) * self._forwards.passes))
         account.flop_equiv = account.nfe_forward
+        if any(math.isnan(value) for value in parts):
+            raise ValueError("the model's logits are NaN")
         greedy = False
         if check_greedy:
             greedy, spent = self._is_greedy(passage)

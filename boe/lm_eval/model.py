@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lm_eval.api.model import LM
@@ -12,21 +14,34 @@ from torch import Tensor
 from tqdm import tqdm
 
 from boe.decoding import Account
-from boe.denoisers.loading import LoadedModel, load_model
-from boe.denoisers.placement import dtype_named
-from boe.lm_eval.costs import CostLog, CostRecord, read_costs, summarise
-from boe.lm_eval.generation import Answer, Generator
-from boe.lm_eval.likelihood import LikelihoodEstimator, Passage, windows
-from boe.lm_eval.ranks import Ranks
+from boe.denoisers import UnsupportedModel
+from boe.denoisers.loading import LoadedModel
+from boe.lm_eval.costs import CostLog, failures_in, read_costs, summarise
+from boe.lm_eval.failures import (
+    UnusablePrompt,
+    forget_failures,
+    mark_failures,
+    reason,
+    warn,
+    without_likelihood,
+)
+from boe.lm_eval.generation import Answer, Generator, Prompt
+from boe.lm_eval.likelihood import LikelihoodEstimator, Passage
+from boe.lm_eval.loading import load, prepared
+from boe.lm_eval.passages import continuation, whole_text
+from boe.lm_eval.ranks import Ranks, device_kind
+from boe.lm_eval.recording import record_of, record_of_answer, record_of_bound
 from boe.lm_eval.requests import Asked, asked
 from boe.lm_eval.settings import EvaluationSettings
+from boe.scaling.rank_group import RankGroup
 from boe.text.tokenization import Texts
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import CacheHook
 
-_EMBEDDED = "embedded:"
+R = TypeVar("R")
+
 # lm-eval's own keys are hexadecimal, so this one meets none of them.
 _CACHE_KEY = "boe settings"
 
@@ -49,62 +64,99 @@ class BoeLM(LM):
         if loaded is not None:
             arguments.setdefault("pretrained", loaded.source)
         self.settings = settings = EvaluationSettings.from_arguments(**arguments)
-        self.ranks = Ranks.from_environment()
+        self.group = None
+        if settings.tensor_parallel > 1:
+            self.group = RankGroup.join(settings.tensor_parallel, device_kind(settings.device))
+        # To lm-eval a model that is shared out is one process.
+        self.ranks = Ranks.from_environment() if self.group is None else Ranks()
         self._rank, self._world_size = self.ranks.rank, self.ranks.world
         # Where lm-eval puts what ranks exchange, not where the model is.
         self._device = torch.device("cpu")
-        self.loaded = loaded = loaded or _load(settings, self.ranks)
+        loaded = loaded or load(settings, self.ranks)
+        self.loaded = loaded = prepared(loaded, settings, self.group)
         self.denoiser, self.tokenizer = loaded.denoiser, loaded.tokenizer
         own = self.denoiser.facts.max_length
         self.max_length = min(
             (n for n in (settings.max_length, own) if n is not None), default=None
         )
         self.texts = Texts(loaded.tokenizer, self.denoiser.facts.mask_id)
-        self.generator = Generator(self.denoiser, self.texts, settings, self.max_length)
+        announce = self._announce if self.group is not None and self.group.leads else None
+        self.generator = Generator(self.denoiser, self.texts, settings, self.max_length, announce)
         self.estimator = LikelihoodEstimator(
             self.denoiser,
             draws=settings.mc_num,
             guidance=settings.cfg,
             batch_size=settings.batch_size,
             seed=settings.seed,
+            announce=announce,
         )
-        self.costs = CostLog(settings.costs, settings.fingerprint, self.ranks.rank)
+        writes = self.group is None or self.group.leads
+        costs = settings.costs if writes else None
+        self.costs = CostLog(costs, settings.fingerprint, self.ranks.rank)
 
     # --- the three kinds of request -------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers, each ending before the first of its request's stop texts."""
+        """Answers, each ending before the first of its request's stop texts.
+
+        With ``failures="keep"`` the answer of a request that fails is empty.
+
+        Raises:
+            UnusablePrompt, UnusableLogits, torch.OutOfMemoryError: a request failed, and
+                failures are not kept; the rest of its batch is.
+        """
         wanted = asked(requests)
         self._check_repeats(wanted)
-        originals = [request for request in wanted if request.original is None]
-        # All at once: a prompt that does not fit is found before anything is decoded.
-        prompts = [self.generator.prepare(request) for request in originals]
+        prompts: list[Prompt] = []
+        failed: list[Asked] = []
         answers: dict[int, str] = {}
+        # All at once: a prompt that does not fit is found before anything is decoded.
+        for request in wanted:
+            if request.original is not None:
+                continue
+            try:
+                prompts.append(self.generator.prepare(request))
+            except UnusablePrompt as error:
+                self._note_failure(request, error)
+                if self.settings.failures == "raise":
+                    raise
+                failed.append(request)
+                answers[request.number] = ""
         for answer in self._shown(self.generator.run(prompts), len(prompts), disable_tqdm):
             request = answer.prompt.asked
+            if answer.error is not None:
+                failed.append(request)
+                self._note_failure(request, answer.error, answer)
+                if self.settings.failures == "raise":
+                    answer.error.add_note(f"while answering {request.name}")
+                    raise answer.error
+            else:
+                self.costs.add(record_of_answer(answer))
+                self._keep(request, answer.text)
             answers[request.number] = answer.text
-            self.costs.add(_record_of(answer))
-            self._keep(request, answer.text)
+        mark_failures(self.cache_hook, failed)
         return _in_order(wanted, answers)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Monte-Carlo bounds on the log-probability of continuations, given contexts."""
-        wanted = asked(requests)
-        passages = {
-            request.number: self._continuation(request)
-            for request in wanted
-            if request.original is None
-        }
-        results: dict[int, tuple[float, bool]] = {}
-        for number in self._shown(passages, len(passages), disable_tqdm):
-            request, passage = wanted[number], passages[number]
-            likelihood = self.estimator.estimate(passage, self.settings.check_greedy)
-            results[number] = (likelihood.log_probability, likelihood.is_greedy)
-            self._charge(request, [passage], likelihood.account)
-            self._keep(request, results[number])
-        return _in_order(wanted, results)
+        """Monte-Carlo bounds on the log-probability of continuations, given contexts.
+
+        Raises:
+            FailedRequests: some could not be computed, with ``failures="keep"`` after all
+                others were; else the first one's own error.
+        """
+
+        def bound(passages: Sequence[Passage]) -> tuple[tuple[float, bool], Account]:
+            likelihood = self.estimator.estimate(passages[0], self.settings.check_greedy)
+            return (likelihood.log_probability, likelihood.is_greedy), likelihood.account
+
+        return self._likelihoods(
+            requests,
+            partial(continuation, self.texts, self.max_length, self.settings.truncate),
+            bound,
+            disable_tqdm,
+        )
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -112,22 +164,45 @@ class BoeLM(LM):
         """Monte-Carlo bounds on the log-probability of whole texts.
 
         Texts longer than the model takes are scored in windows, whose bounds are added.
+
+        Raises:
+            FailedRequests: as for ``loglikelihood``.
         """
-        wanted = asked(requests)
-        parts = {
-            request.number: self._whole(request) for request in wanted if request.original is None
-        }
-        results: dict[int, float] = {}
-        for number in self._shown(parts, len(parts), disable_tqdm):
+
+        def bound(passages: Sequence[Passage]) -> tuple[float, Account]:
             account, total = Account(), 0.0
-            for passage in parts[number]:
+            for passage in passages:
                 likelihood = self.estimator.estimate(passage)
                 total += likelihood.log_probability
                 account.add(likelihood.account)
-            results[number] = total
-            self._charge(wanted[number], parts[number], account)
-            self._keep(wanted[number], total)
-        return _in_order(wanted, results)
+            return total, account
+
+        wholes = partial(whole_text, self.texts, self.max_length)
+        return self._likelihoods(requests, wholes, bound, disable_tqdm)
+
+    # --- one model in several processes ---------------------------------------------------
+
+    def follow(self) -> None:
+        """Decode and score with the first process what it does, until it dismisses.
+
+        For all other processes of ``tensor_parallel``: they get no requests.
+        """
+        assert self.group is not None
+        work: dict[str, Callable[..., Any]]
+        work = {"decode": self.generator.decode, "estimate": self.estimator.estimate}
+        while (said := self.group.agree()) is not None:
+            what, arguments = said
+            with suppress(ValueError):  # the first process has it too, and decides
+                work[what](*arguments)
+
+    def dismiss(self) -> None:
+        """Let the processes go that :meth:`follow`: the first one's last word."""
+        if self.group is not None:
+            self.group.agree(None)
+
+    def _announce(self, what: str, *arguments: Any) -> None:
+        assert self.group is not None
+        self.group.agree((what, arguments))
 
     # --- what else lm-eval asks -----------------------------------------------------------
 
@@ -162,6 +237,7 @@ class BoeLM(LM):
         return {
             "boe": {**asdict(self.settings), "fingerprint": self.settings.fingerprint},
             "boe_costs": summarise(records),
+            "boe_failures": failures_in(records),
         }
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
@@ -180,6 +256,7 @@ class BoeLM(LM):
                     "--use_cache names a cache whose answers were made with other model_args, or "
                     "by another model; give each its own"
                 )
+            forget_failures(cache_hook.dbdict)
         super().set_cache_hook(cache_hook)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -193,28 +270,55 @@ class BoeLM(LM):
 
     # --- ----------------------------------------------------------------------------------
 
-    def _continuation(self, request: Asked) -> Passage:
-        context, continuation = request.instance.args
-        before, scored = self.texts.encode_pair(context, continuation)
-        opening, closing = self.texts.opening(before or scored), self.texts.suffix
-        excess = len(opening) + len(before) + len(scored) + len(closing) - (self.max_length or 0)
-        if self.max_length is not None and excess > 0:
-            if excess > len(before) or not self.settings.truncate:
-                raise ValueError(
-                    f"{request.name}: its texts have {excess} tokens more than the "
-                    f"{self.max_length} positions of the model; truncate=true cuts the beginning "
-                    "of contexts off"
-                )
-            before = before[excess:]
-        return Passage((*opening, *before), tuple(scored), tuple(closing), str(request.key))
+    def _likelihoods(
+        self,
+        requests: Sequence[Instance],
+        passages_of: Callable[[Asked], list[Passage]],
+        bound: Callable[[Sequence[Passage]], tuple[R, Account]],
+        silent: bool,
+    ) -> list[R]:
+        """The bound of every request, in order; each is kept as soon as it is there."""
+        wanted = asked(requests)
+        parts: dict[int, list[Passage]] = {}
+        failed: list[tuple[Asked, Exception]] = []
 
-    def _whole(self, request: Asked) -> list[Passage]:
-        (text,) = request.instance.args
-        ids = self.texts.encode(text)
-        opening = self.texts.opening(ids)
-        if len(opening) < len(self.texts.prefix):  # they begin with it: it is given, not scored
-            opening, ids = ids[: len(self.texts.prefix)], ids[len(self.texts.prefix) :]
-        return windows(ids, opening, self.texts.suffix, self.max_length, str(request.key))
+        def fail(request: Asked, error: Exception) -> None:
+            self._note_failure(request, error)
+            if self.settings.failures == "raise":
+                raise error
+            # Its traceback would keep the tensors of the failed forward alive.
+            failed.append((request, error.with_traceback(None)))
+
+        # All at once: a text that does not fit is found before anything is computed.
+        for request in wanted:
+            if request.original is None:
+                try:
+                    parts[request.number] = passages_of(request)
+                except UnusablePrompt as error:
+                    fail(request, error)
+        results: dict[int, R] = {}
+        for number in self._shown(parts, len(parts), silent):
+            try:
+                results[number], account = bound(parts[number])
+            except UnsupportedModel:
+                raise
+            except (ValueError, torch.OutOfMemoryError) as error:
+                error.add_note(f"while scoring {wanted[number].name}")
+                fail(wanted[number], error)
+                continue
+            self.costs.add(record_of_bound(wanted[number], parts[number], account))
+            self._keep(wanted[number], results[number])
+        if failed:
+            raise without_likelihood(failed)
+        return _in_order(wanted, results)
+
+    def _note_failure(self, request: Asked, error: Exception, answer: Answer | None = None) -> None:
+        """Record a failure, and say so if the run goes on without an answer."""
+        why = reason(error)
+        if self.settings.failures == "keep":
+            warn(request.name, why)
+        record = record_of(request) if answer is None else record_of_answer(answer)
+        self.costs.add(replace(record, error=why))
 
     def _check_repeats(self, wanted: Sequence[Asked]) -> None:
         """lm-eval's cache has one answer for all repetitions of a request."""
@@ -237,61 +341,9 @@ class BoeLM(LM):
         """Put a result into lm-eval's cache, so that a later run goes on behind it."""
         self.cache_hook.add_partial(request.instance.request_type, request.instance.args, result)
 
-    def _charge(self, request: Asked, passages: Sequence[Passage], account: Account) -> None:
-        given = sum(len(passage.before) + len(passage.after) for passage in passages)
-        scored = sum(len(passage.scored) for passage in passages)
-        self.costs.add(_record(request, given, scored, False, account))
-
-
-def _load(settings: EvaluationSettings, ranks: Ranks) -> LoadedModel:
-    source = settings.pretrained
-    if source.startswith(_EMBEDDED):
-        from boe.lm_eval.protocols.embedded import TEXT_TASKS
-
-        name = source.removeprefix(_EMBEDDED)
-        if name not in TEXT_TASKS:
-            known = ", ".join(TEXT_TASKS)
-            raise ValueError(f"pretrained must be {_EMBEDDED} and one of {known}, got {name!r}")
-        source = str(TEXT_TASKS[name].weights)
-    return load_model(
-        source,
-        device=ranks.device(settings.device),
-        dtype=dtype_named(settings.dtype),
-        mask_id=settings.mask_id,
-        tokenizer=settings.tokenizer,
-        allow_pickle=settings.allow_pickle,
-        trust_remote_code=settings.trust_remote_code,
-    )
-
 
 def _in_order(wanted: Sequence[Asked], results: dict[int, Any]) -> list[Any]:
     return [
         results[request.number if request.original is None else request.original]
         for request in wanted
     ]
-
-
-def _record_of(answer: Answer) -> CostRecord:
-    prompt = answer.prompt
-    given = len(prompt.canvas) - prompt.wish.gen_length
-    return _record(prompt.asked, given, answer.tokens, answer.stopped, answer.account)
-
-
-def _record(request: Asked, given: int, tokens: int, stopped: bool, account: Account) -> CostRecord:
-    instance = request.instance
-    return CostRecord(
-        kind=instance.request_type,
-        task=instance.task_name,
-        doc=instance.doc_id,
-        choice=instance.idx,
-        repeat=request.repeat,
-        key=request.key,
-        prompt_tokens=given,
-        tokens=tokens,
-        stopped=stopped,
-        steps=account.steps,
-        nfe_forward=account.nfe_forward,
-        n_backward=account.n_backward,
-        flop_equiv=account.flop_equiv,
-        seconds=account.seconds,
-    )

@@ -41,8 +41,7 @@ class Ranks:
             ValueError: a GPU is asked for, and there is none for this rank.
         """
         count = torch.cuda.device_count()
-        if name is None:
-            name = "cuda" if count else "cpu"
+        name = device_kind(name)
         if not name.startswith("cuda"):
             return name
         number = int(name.partition(":")[2] or self.local)
@@ -71,3 +70,10 @@ class Ranks:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+def device_kind(name: str | None) -> str:
+    """``name``, by default that of a GPU if there is one."""
+    if name is not None:
+        return name
+    return "cuda" if torch.cuda.device_count() else "cpu"

@@ -13,12 +13,14 @@ from functools import cached_property
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from boe.decoding.prefix import check_prefix_name
+from boe.decoding.setbacks import check_failures
 from boe.denoisers.base import Engine
+from boe.denoisers.placement import check_compilation
 from boe.samplers import BoE, FrontLoaded, Strategy, TokensPerStep, sampler_from
 from boe.samplers.budgets import Budget
 
 # What cannot change an answer, but for rounding.
-_INCIDENTAL = ("batch_size", "device", "costs")
+_INCIDENTAL = ("batch_size", "device", "costs", "failures", "compile", "tensor_parallel")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class EvaluationSettings:
         dtype: of the weights; ``auto`` is the checkpoint's own.
         mask_id, tokenizer, allow_pickle, trust_remote_code: :func:`boe.load_model`.
         costs: folder for the cost records.
+        compile: the network: "none", "network", or "graphs" (:class:`boe.CompiledDenoiser`).
+        tensor_parallel: processes of torchrun that one model is shared out over. By default
+            each has a model of its own, and a share of the requests.
+        failures: "raise" ends the run when a request fails; "keep" gives it an empty answer,
+            notes the error in its cost record and goes on. Not with particles.
     """
 
     pretrained: str
@@ -88,6 +95,9 @@ class EvaluationSettings:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     costs: str | None = None
+    compile: str = "none"
+    tensor_parallel: int = 1
+    failures: str = "raise"
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -97,14 +107,20 @@ class EvaluationSettings:
             raise ValueError("pretrained must name a checkpoint, got an empty text")
         for name in ("gen_length", "steps", "tokens_per_step", "block_length", "mc_num"):
             _check_positive(name, getattr(self, name))
-        for name in ("batch_size", "max_length"):
+        for name in ("batch_size", "max_length", "tensor_parallel"):
             _check_positive(name, getattr(self, name))
         if self.steps is not None and self.tokens_per_step is not None:
             raise ValueError("give steps or tokens_per_step, not both")
         if not (self.cfg >= 0.0 and math.isfinite(self.cfg)):
             raise ValueError(f"cfg must be finite and not negative, got {self.cfg}")
         check_prefix_name(self.prefix_kv)
-        _ = self.strategy
+        check_compilation(self.compile)
+        if self.tensor_parallel > 1 and self.compile != "none":
+            raise ValueError("compile does not go with tensor_parallel")
+        check_failures(self.failures)
+        particles = self.strategy.particles
+        if self.failures == "keep" and particles is not None:
+            raise ValueError("failures='keep' does not go with particles, which share their fate")
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> EvaluationSettings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 
 from boe.denoisers import UnsupportedModel
 from boe.denoisers.loading import LoadedModel, load_model
-from boe.denoisers.placement import dtype_named, require_device
+from boe.denoisers.placement import compiled_as, dtype_named, require_device
 from boe.evaluate.environment import environment
 from boe.evaluate.files import write_json, write_whole
 from boe.evaluate.fingerprint import fingerprint
@@ -23,6 +24,8 @@ from boe.evaluate.store import RecordStore, digest_of
 from boe.samplers import Strategy, sampler_from
 from boe.scaling.job import JobFolder, ModelSource
 from boe.scaling.prompts import Prompt
+from boe.scaling.rank_group import RankGroup
+from boe.scaling.tensor_parallel import parallelise
 from boe.text import Failure, Reply, TextGenerator
 
 SCHEMA = "boe/generation-shard/1"
@@ -37,13 +40,20 @@ class Replica:
     Args:
         folder: of the job.
         loaded: its model, if it is loaded already.
+        group: the processes over which its layers are shared out; they are all given the
+            same job. The first answers shards (:meth:`run_shard`), the others :meth:`follow`.
 
     Raises:
         ValueError: the job's prompt file has changed, or an option that names no token.
         FileNotFoundError, UnsupportedModel: as :func:`boe.load_model`.
     """
 
-    def __init__(self, folder: JobFolder, loaded: LoadedModel | None = None) -> None:
+    def __init__(
+        self,
+        folder: JobFolder,
+        loaded: LoadedModel | None = None,
+        group: RankGroup | None = None,
+    ) -> None:
         self.folder, self.job = folder, folder.read()
         self._deal = self.job.deal()
         self.loaded = load_source(self.job.model) if loaded is None else loaded
@@ -51,13 +61,31 @@ class Replica:
         # A name that is no token is found here, and not at every prompt.
         options.arguments(self.loaded.tokenizer)
         shares_fate = Strategy.of(sampler_from(options.sampler)).particles is not None
-        self.generator = TextGenerator(
-            self.loaded, replace(options, failures="raise" if shares_fate else "keep")
-        )
+        # Of the weights as they were stored, before they are shared out.
         self._made_with = {
             "denoiser": fingerprint(self.loaded.denoiser),
             "environment": environment(),
         }
+        self.group = group
+        denoiser = self.loaded.denoiser
+        if group is not None:
+            parallelise(denoiser, group.mesh)
+        self.generator = TextGenerator(
+            replace(self.loaded, denoiser=compiled_as(self.job.model.compilation, denoiser)),
+            replace(options, failures="raise" if shares_fate else "keep"),
+        )
+
+    def follow(self) -> None:
+        """Decode with the leader what it decodes, until it is done."""
+        assert self.group is not None
+        while (batch := self.group.agree()) is not None:
+            with suppress(ValueError):  # the leader has it too, and decides
+                self._write(batch)
+
+    def dismiss(self) -> None:
+        """Tell those that follow that all is done."""
+        if self.group is not None:
+            self.group.agree(None)
 
     def run_shard(self, shard: int) -> None:
         """Answer what the shard lacks, and write it.
@@ -103,7 +131,11 @@ class Replica:
         """A batch's answers, and by line why prompts have none."""
         answers: list[dict[str, Any]] = []
         failures: dict[int, str] = {}
-        outcomes = isolating(self._write, batch)
+        if self.group is None:
+            outcomes = isolating(self._write, batch)
+        else:
+            # All ranks have an error about a prompt; any other may be this one's alone.
+            outcomes = isolating(self._lead, batch, ValueError)
         for prompt, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Reply):
                 answers.append(_as_record(prompt, outcome))
@@ -111,6 +143,11 @@ class Replica:
                 error = outcome.error if isinstance(outcome, Failure) else outcome
                 failures[prompt.line] = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return answers, failures
+
+    def _lead(self, batch: Sequence[Prompt]) -> list[Reply | Failure]:
+        """As :meth:`_write`, with those that follow."""
+        assert self.group is not None
+        return self._write(self.group.agree(batch))
 
     def _write(self, batch: Sequence[Prompt]) -> list[Reply | Failure]:
         """Replies to prompts of one kind and length."""
@@ -139,8 +176,15 @@ def _as_record(prompt: Prompt, reply: Reply) -> dict[str, Any]:
     }
 
 
-def isolating(run: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R | Exception]:
+def isolating(
+    run: Callable[[Sequence[T]], list[R]],
+    items: Sequence[T],
+    blame: type[Exception] = Exception,
+) -> list[R | Exception]:
     """``run(items)``; where that fails, in halves, down to the items that fail on their own.
+
+    Args:
+        blame: errors that an item may be to blame for; others are raised.
 
     Returns:
         A result or the exception for each item, in order. Too little memory for a batch is
@@ -155,23 +199,23 @@ def isolating(run: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list
         return [*run(items)]
     except (UnsupportedModel, torch.AcceleratorError):
         raise
-    except Exception as error:
+    except blame as error:
         if len(items) == 1:
             return [error.with_traceback(None)]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = (len(items) + 1) // 2
-    return isolating(run, items[:middle]) + isolating(run, items[middle:])
+    return isolating(run, items[:middle], blame) + isolating(run, items[middle:], blame)
 
 
 def load_source(model: ModelSource) -> LoadedModel:
-    """The job's model on the device that this process is given."""
+    """The job's model on the device that this process is given; to be shared out, on the CPU."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     return load_model(
         model.source,
-        device=require_device(model.device),
+        device="cpu" if model.tensor_parallel > 1 else require_device(model.device),
         dtype=dtype_named(model.dtype),
         mask_id=model.mask_id,
         tokenizer=model.tokenizer,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import boe
+from boe.denoisers.placement import check_compilation
 from boe.evaluate.files import write_json
 from boe.evaluate.running import describe
 from boe.scaling.prompts import Deal, digest_of_file, read_prompts
@@ -24,6 +25,8 @@ class ModelSource:
     Attributes:
         dtype: a name of torch's, or "auto" for the checkpoint's own.
         device: "cpu", or "cuda" for the GPU that a replica is given.
+        tensor_parallel: processes that the layers are shared out over, if more than one.
+        compilation: of :data:`boe.denoisers.placement.COMPILATION`.
     """
 
     source: str
@@ -33,12 +36,15 @@ class ModelSource:
     tokenizer: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    tensor_parallel: int = 1
+    compilation: str = "none"
 
     def __post_init__(self) -> None:
         if ":" in self.device:
             raise ValueError(
                 f"device must name no GPU, each replica is given its own, got {self.device!r}"
             )
+        check_compilation(self.compilation)
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,8 @@ class GenerationJob:
             "input": self.input_digest,
             "dtype": self.model.dtype,
             "device": self.model.device,
+            "tensor_parallel": self.model.tensor_parallel,
+            "compilation": self.model.compilation,
             "length": self.length,
             **asdict(self.options),
             "sampler": describe(self.options.sampler),

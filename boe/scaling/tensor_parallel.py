@@ -7,6 +7,8 @@ summed over heads) is the same on all, so that each takes the same decisions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 _WHOLE = ("replicated_with_grad_allreduce",)
 
 
+class RankOutOfMemory(RuntimeError):
+    """A rank ran out of memory in the midst of a step that it has with others."""
+
+
 def parallelise(denoiser: AttentionDenoiser, mesh: DeviceMesh) -> None:
     """Share a denoiser's layers out over the ranks of ``mesh``, in place.
 
@@ -36,6 +42,8 @@ def parallelise(denoiser: AttentionDenoiser, mesh: DeviceMesh) -> None:
         denoiser: of a transformers model whose config has a plan (Llama, and with it LLaDA;
             Qwen2, and with it Dream; …), loaded with :func:`boe.load_model`.
         mesh: of one dimension.
+
+    A rank that runs out of memory ends with :class:`RankOutOfMemory`: batches are not halved.
 
     Raises:
         UnsupportedModel: a model without a plan, or with one of another kind.
@@ -57,6 +65,8 @@ def parallelise(denoiser: AttentionDenoiser, mesh: DeviceMesh) -> None:
     parallelize_module(base, mesh, styles, src_data_rank=None)
     denoiser.model.to(_device_of(mesh))
     denoiser.sum_over_ranks = _sum_over(mesh)
+    for name in ("predict", "entropy_gradient", "bridge_scores"):
+        setattr(denoiser, name, _ending_together(getattr(denoiser, name)))
 
 
 def _styles(name: str, base: Any) -> dict[str, Any]:
@@ -87,6 +97,23 @@ def _device_of(mesh: DeviceMesh) -> str:
     if mesh.device_type == "cpu":
         return "cpu"
     return f"{mesh.device_type}:{torch.accelerator.current_device_index()}"
+
+
+def _ending_together(call: Callable[..., Any]) -> Callable[..., Any]:
+    """``call``, whose lack of memory is not taken for one that all ranks have."""
+
+    @wraps(call)
+    def run(*given: Any, **options: Any) -> Any:
+        try:
+            return call(*given, **options)
+        except torch.OutOfMemoryError as error:
+            # The loop would go on in halves, and the other ranks with the whole batch.
+            raise RankOutOfMemory(
+                f"rank {dist.get_rank()} ran out of memory; what the ranks decode together cannot "
+                f"be halved by one of them: take a smaller batch ({error})"
+            ) from error
+
+    return run
 
 
 def _sum_over(mesh: DeviceMesh) -> Any:

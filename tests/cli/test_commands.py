@@ -21,6 +21,7 @@ from boe.cli.lists import split_numbers, split_samplers, split_values
 from boe.cli.training import training_config
 from boe.tasks.countdown.task import CountdownTask
 from boe.tasks.sudoku.model import train_sudoku
+from boe.tasks.sudoku.task import SudokuTask
 from boe.tasks.text.model import ModelShape
 from boe.training import STATE_FILE, TrainConfig
 
@@ -406,7 +407,7 @@ def test_train_writes_a_checkpoint_with_its_model_card(tmp_path: Path) -> None:
 def test_an_interrupted_training_goes_on_to_the_same_weights(
     fail, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("boe.cli.training.measure", lambda model, count: {"nothing": 0.0})
+    monkeypatch.setattr("boe.cli.training.measure", lambda checkpoint, count: {"nothing": 0.0})
     assert invoke(*TRAIN, "--output", tmp_path / "whole").exit_code == 0
 
     def interrupted(config, output, on_step):
@@ -449,7 +450,7 @@ def test_train_trains_text_tasks_by_their_own_recipe(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert training_config("countdown") == CountdownTask.recipe
-    assert training_config("sudoku") == TrainConfig()
+    assert training_config("sudoku") == SudokuTask.recipe
     monkeypatch.setattr(CountdownTask, "shape", ModelShape(1, 8, 2))
     monkeypatch.setattr("boe.tasks.text.model_card.TOKENS_PER_STEP", (5,))
     result = invoke(

@@ -206,6 +206,13 @@ def test_a_reading_of_the_logits_that_fits_a_text_far_better_is_noticed(tmp_path
     assert "shift 0:" in wrong.detail
 
 
+def test_a_model_that_guesses_worse_than_chance_says_nothing_of_the_shift(tmp_path: Path) -> None:
+    found = findings(published(tmp_path))["shift"]
+    assert found.verdict == "unknown"
+    assert "; chance 3.64" in found.detail, "log of the 38 words that may be written"
+    assert "untrained weights" in (found.advice or "")
+
+
 def test_an_engine_that_disagrees_with_the_dense_gradient_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 from boe.cli import generating
 from boe.cli.app import app
 from boe.cli.generating import run_generate
+from boe.denoisers import compiled
+from boe.denoisers.compiled import CompiledDenoiser
+from boe.denoisers.transformers_model import TransformersDenoiser
 from boe.prompting import DecodingOptions
 
 SPECIAL_AND_WORDS = (*SPECIAL, *WORDS)
@@ -202,3 +205,39 @@ def test_options_of_loading_reach_the_loader(model: Path, monkeypatch: pytest.Mo
         "tokenizer": "words",
     }
     assert given["allow_pickle"] is given["trust_remote_code"] is True
+
+
+def test_the_network_is_compiled_if_asked_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Quick(CompiledDenoiser):
+        def __init__(self, denoiser: TransformersDenoiser, *, cuda_graphs: bool) -> None:
+            asked.append(cuda_graphs)
+            super().__init__(denoiser, cuda_graphs=cuda_graphs, backend="eager")
+
+    plain = generated(model)
+    assert asked == []
+    monkeypatch.setattr(compiled, "CompiledDenoiser", Quick)
+    assert generated(model, "--compile", "network")["ids"] == plain["ids"]
+    assert asked == [False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--compile", "yes"], "compile must be one of none, network, graphs, got 'yes'"),
+        (["--compile", "graphs"], "cuda_graphs needs a model on a GPU, got cpu"),
+        (["--tensor-parallel", "2"], "tensor_parallel = 2 needs 2 processes, and there are 1"),
+    ],
+)
+def test_what_the_model_cannot_be_made_is_refused(
+    model: Path, arguments: list[str], message: str
+) -> None:
+    given = ["generate", "--model", str(model), "--prompt", "the cat", "--length", "4"]
+    assert message in str(CliRunner().invoke(app, [*given, *arguments]).exception)
+
+
+def test_a_compiled_model_is_not_shared_out(model: Path) -> None:
+    given = ["generate", "--model", str(model), "--prompt", "the cat", "--length", "4"]
+    result = CliRunner().invoke(app, [*given, "--compile", "network", "--tensor-parallel", "2"])
+    assert result.exit_code == 2

@@ -55,7 +55,7 @@ def test_the_command_evaluates_and_shows_costs(
     )
     shown = capsys.readouterr().out
     assert "|boe_sudoku4|" in shown
-    assert "|boe_sudoku4|4|2.00|" in shown
+    assert "|boe_sudoku4|4|0|2.00|" in shown
     folder = tmp_path / "embedded__sudoku4"
     assert len(list(folder.glob("results_*.json"))) == 1
     (costs,) = folder.glob("costs_*_rank0.jsonl")

@@ -73,7 +73,7 @@ def test_means_are_taken_per_task(tmp_path: Path) -> None:
     for record in records:
         log.add(record)
     lines = summary_lines(str(tmp_path), "f")
-    assert "|toy|2|6.00|1.00|4.50|0.10|" in lines
+    assert "|toy|2|0|6.00|1.00|4.50|0.10|" in lines
 
 
 def test_without_a_folder_records_stay_in_memory() -> None:

@@ -170,8 +170,9 @@ def test_what_a_task_asks_in_vain_is_named(options: dict, message: str) -> None:
         toy_lm(PositionDenoiser(STORY)).generate_until([generation(**options)])
 
 
-def test_a_failure_names_the_requests_of_its_batch() -> None:
+def test_a_failure_of_particles_names_the_requests_of_its_batch() -> None:
     broken = FakeDenoiser(torch.full((64, len(TOKENS)), torch.nan))
+    lm = toy_lm(broken, sampler="random+smc:particles=2;every=2", temperature=1.0)
     with pytest.raises(ValueError, match="NaN") as caught:
-        toy_lm(broken).generate_until([generation(doc=5)])
+        lm.generate_until([generation(doc=5)])
     assert "0: generate_until request toy/5" in caught.value.__notes__[0]

@@ -1,0 +1,54 @@
+"""Requests for likelihoods as passages of ids."""
+
+from __future__ import annotations
+
+from boe.lm_eval.failures import UnusablePrompt
+from boe.lm_eval.likelihood import Passage, windows
+from boe.lm_eval.requests import Asked
+from boe.text.tokenization import Texts
+
+
+def continuation(
+    texts: Texts, longest: int | None, truncate: bool, request: Asked
+) -> list[Passage]:
+    """The one passage of a continuation, with its context before it.
+
+    Args:
+        longest: positions that the model takes.
+        truncate: cut the beginning off contexts that are too long.
+
+    Raises:
+        UnusablePrompt: too long, without a token of its own, or it holds the mask token.
+    """
+    context, text = request.instance.args
+    try:
+        before, scored = texts.encode_pair(context, text)
+    except ValueError as error:
+        raise UnusablePrompt(f"{request.name}: {error}") from error
+    opening, closing = texts.opening(before or scored), texts.suffix
+    excess = len(opening) + len(before) + len(scored) + len(closing) - (longest or 0)
+    if longest is not None and excess > 0:
+        if excess > len(before) or not truncate:
+            raise UnusablePrompt(
+                f"{request.name}: its texts have {excess} tokens more than the {longest} "
+                "positions of the model; truncate=true cuts the beginning of contexts off"
+            )
+        before = before[excess:]
+    return [Passage((*opening, *before), tuple(scored), tuple(closing), str(request.key))]
+
+
+def whole_text(texts: Texts, longest: int | None, request: Asked) -> list[Passage]:
+    """The windows of a text.
+
+    Raises:
+        UnusablePrompt: it holds the mask token.
+    """
+    (text,) = request.instance.args
+    try:
+        ids = texts.encode(text)
+    except ValueError as error:
+        raise UnusablePrompt(f"{request.name}: {error}") from error
+    opening = texts.opening(ids)
+    if len(opening) < len(texts.prefix):  # they begin with it: it is given, not scored
+        opening, ids = ids[: len(texts.prefix)], ids[len(texts.prefix) :]
+    return windows(ids, opening, texts.suffix, longest, str(request.key))
