@@ -11,6 +11,7 @@ from torch import Tensor
 
 from boe.denoisers.base import Denoiser
 from boe.tasks.splits import Split
+from boe.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class Task(ABC):
         name: of the task, as on the command line.
         difficulties: the settings that have names; tasks in :data:`boe.tasks.TASKS` take
             such a name as their only argument, and have one called "hard".
+        recipe: how ``boe train`` trains the denoiser that is shipped for the task.
     """
 
     name: str
     difficulties: ClassVar[Mapping[str, object]] = {}
+    recipe: ClassVar[TrainConfig]
 
     @abstractmethod
     def items(self, count: int, seed: int, split: Split = "test") -> list[TaskItem]:

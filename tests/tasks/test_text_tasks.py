@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from boe import TokensPerStep, generate
 from boe.tasks import TASKS, Judgement
 from boe.tasks.arithmetic.task import ArithmeticDifficulty, ArithmeticTask
+from boe.tasks.checkpoints import load_denoiser
 from boe.tasks.countdown.expressions import (
     expression_table,
     expression_text,
@@ -24,7 +25,7 @@ from boe.tasks.sudoku4.grids import count_solutions, is_complete, solved_grids
 from boe.tasks.sudoku4.scattered import ScatteredSudoku4Task
 from boe.tasks.sudoku4.task import Sudoku4Difficulty, Sudoku4Task
 from boe.tasks.text.fitting import train_text_task
-from boe.tasks.text.model import ModelShape, build_model, load_denoiser
+from boe.tasks.text.model import ModelShape, build_model
 from boe.tasks.text.task import FILL, CharacterTask, TextProblem
 from boe.tasks.text.vocabulary import (
     CHARACTERS,
@@ -344,12 +345,12 @@ def test_training_learns_saves_float16_and_loads_as_float32(
     assert sum(losses[-5:]) < sum(losses[:5])
     stored = AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert stored.dtype == torch.float16
-    denoiser = load_denoiser(tmp_path)
+    denoiser = load_denoiser(tmp_path, MASK_ID, PAD_ID)
     assert denoiser.embedding_table.dtype == torch.float32
     assert denoiser.facts.max_length == len(ArithmeticTask.template)
     assert AutoTokenizer.from_pretrained(tmp_path).mask_token_id == MASK_ID
     with pytest.raises(FileNotFoundError, match="train it first"):
-        load_denoiser(tmp_path / "nowhere")
+        load_denoiser(tmp_path / "nowhere", MASK_ID, PAD_ID)
 
 
 def test_training_sees_training_problems_only(

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from boe.tasks.checkpoints import make_readable, save_weights
 from boe.tasks.prose.corpus import (
     MASK_ID,
     build_tokenizer,
@@ -26,7 +27,6 @@ from boe.training import TrainConfig, fit, train
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedModel
 
 LENGTH = 64
 """Tokens of a canvas."""
@@ -91,14 +91,14 @@ def train_prose_denoiser(
         return random_windows(ids, LENGTH, config.batch_size, generator)
 
     train(model, next_batch, MASK_ID, config, output, on_step)
-    _save(model, output)
+    save_weights(model, output)
     save_tokenizer(tokenizer, output)
     texts = {
         part: windows(encode(tokenizer, parts[part]), LENGTH).to(torch.int16)
         for part in ("validation", "test")
     }
     save_file(texts, output / TEXTS_FILE)
-    (output / TEXTS_FILE).chmod(0o644)
+    make_readable(output / TEXTS_FILE)
 
 
 def train_prose_scorer(
@@ -119,7 +119,7 @@ def train_prose_scorer(
         return next_token_nats(model, batch)[0].mean()
 
     fit(model, next_loss, config, output / SCORER_FOLDER, on_step)
-    _save(model, output / SCORER_FOLDER)
+    save_weights(model, output / SCORER_FOLDER)
 
 
 def save_tokenizer(tokenizer: Tokenizer, output: Path) -> None:
@@ -138,10 +138,3 @@ def save_tokenizer(tokenizer: Tokenizer, output: Path) -> None:
 def scorer_recipe(seed: int) -> TrainConfig:
     """The scorer's recipe with the seed of the denoiser's."""
     return replace(SCORER_RECIPE, seed=seed)
-
-
-def _save(model: PreTrainedModel, output: Path) -> None:
-    """Write ``model`` in float16 in transformers' format."""
-    model.to(torch.float16).save_pretrained(output)
-    # safetensors makes files that only their owner may read.
-    (output / "model.safetensors").chmod(0o644)

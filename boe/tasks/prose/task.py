@@ -15,12 +15,11 @@ from torch import Tensor
 
 from boe.denoisers.transformers_model import TransformersDenoiser
 from boe.tasks.base import Judgement, Task, TaskItem
+from boe.tasks.checkpoints import load_denoiser
 from boe.tasks.prose.corpus import MASK_ID, PAD_ID
 from boe.tasks.prose.fitting import DENOISER_RECIPE, LENGTH, SCORER_FOLDER, TEXTS_FILE
 from boe.tasks.prose.scorer import ScoredText, Scorer, load_scorer
 from boe.tasks.splits import Split, check_split, seed_of
-from boe.tasks.text.model import load_denoiser
-from boe.training import TrainConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -124,7 +123,7 @@ class ProseTask(Task):
         "medium": ProseDifficulty(before=16),
         "hard": ProseDifficulty(),
     }
-    recipe: ClassVar[TrainConfig] = DENOISER_RECIPE
+    recipe = DENOISER_RECIPE
     weights: ClassVar[Path] = Path(__file__).parent / "weights"
 
     def __init__(

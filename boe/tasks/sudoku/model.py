@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from boe.tasks.checkpoints import make_readable, save_weights
 from boe.tasks.sudoku.grid import CELLS
 from boe.tasks.sudoku.puzzles import augment, solved_grids, symmetry_signature
 from boe.training import TrainConfig, train
@@ -21,6 +22,9 @@ PAD_ID = 0
 MASK_ID = 10  # the ids 1-9 are the digits
 VOCABULARY = ["[PAD]", *"123456789", "[MASK]"]
 
+RECIPE = TrainConfig(steps=6000, batch_size=64, learning_rate=1.5e-3)
+"""How the shipped checkpoint was trained: 35 minutes on two cores."""
+
 TRAINING_GRIDS = 20_000
 TRAINING_GRID_SEED = 0
 SIGNATURES_FILE = "training_signatures.safetensors"
@@ -29,7 +33,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def build_model(seed: int) -> PreTrainedModel:
-    """An untrained pre-layer-norm transformer: 6 layers, width 128, 1.2 M parameters.
+    """An untrained pre-layer-norm transformer: 8 layers, width 192, 3.6 M parameters.
 
     Position embeddings start as the sum of a row, a column and a box vector, and weights
     at 1/√width: with transformers' default initialisation (0.02) training at this width
@@ -39,15 +43,15 @@ def build_model(seed: int) -> PreTrainedModel:
 
     config = RobertaPreLayerNormConfig(
         vocab_size=len(VOCABULARY),
-        hidden_size=128,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        intermediate_size=512,
+        hidden_size=192,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        intermediate_size=768,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=CELLS + PAD_ID + 1,
         type_vocab_size=1,
-        initializer_range=0.08,
+        initializer_range=0.07,
         pad_token_id=PAD_ID,
         bos_token_id=None,
         eos_token_id=None,
@@ -82,8 +86,8 @@ def train_sudoku(
     output: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     grids: int = TRAINING_GRIDS,
-) -> PreTrainedModel:
-    """Train the embedded denoiser from random weights and save it to ``output``."""
+) -> None:
+    """Train the embedded denoiser from random weights and save it, in float16, to ``output``."""
     base = solved_grids(grids, TRAINING_GRID_SEED)
     model = build_model(config.seed)
 
@@ -92,13 +96,11 @@ def train_sudoku(
         return augment(base[chosen], generator)
 
     train(model, next_batch, MASK_ID, config, output, on_step)
-    model.save_pretrained(output)
+    save_weights(model, output)
     build_tokenizer().save_pretrained(output)
     signatures = [symmetry_signature(tuple(grid)) for grid in base.tolist()]
     save_file({"signatures": torch.tensor(signatures)}, output / SIGNATURES_FILE)
-    # safetensors makes files that only their owner may read.
-    (output / SIGNATURES_FILE).chmod(0o644)
-    return model
+    make_readable(output / SIGNATURES_FILE)
 
 
 def training_signatures(checkpoint: Path = WEIGHTS) -> frozenset[int]:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from boe.denoisers.transformers_model import TransformersDenoiser
+from boe.tasks import checkpoints
 from boe.tasks.base import Judgement, Task, TaskItem
 from boe.tasks.splits import Split, check_split
 from boe.tasks.sudoku.grid import Grid, format_grid, is_complete, parse_grid, solutions
 from boe.tasks.sudoku.model import (
     MASK_ID,
     PAD_ID,
+    RECIPE,
     WEIGHTS,
     training_signatures,
 )
@@ -41,6 +43,7 @@ class SudokuTask(Task):
 
     name = "sudoku"
     difficulties: ClassVar[Mapping[str, object]] = DIFFICULTIES
+    recipe = RECIPE
 
     def __init__(self, difficulty: str = "hard") -> None:
         if difficulty not in DIFFICULTIES:
@@ -111,7 +114,4 @@ def read_puzzle(text: str) -> Grid:
 
 def load_denoiser() -> TransformersDenoiser:
     """The embedded Sudoku denoiser."""
-    from transformers import RobertaPreLayerNormForMaskedLM
-
-    model = RobertaPreLayerNormForMaskedLM.from_pretrained(WEIGHTS)
-    return TransformersDenoiser(model, MASK_ID, suppressed_ids=(PAD_ID,))
+    return checkpoints.load_denoiser(WEIGHTS, MASK_ID, PAD_ID)

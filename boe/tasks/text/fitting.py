@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from boe.tasks.text.model import build_model, save_checkpoint
+from boe.tasks.checkpoints import save_weights
+from boe.tasks.text.model import build_model
 from boe.tasks.text.task import CharacterTask
-from boe.tasks.text.vocabulary import MASK_ID
+from boe.tasks.text.vocabulary import MASK_ID, build_tokenizer
 from boe.training import TrainConfig, train
 
 
@@ -40,4 +41,5 @@ def train_text_task(
         return ids[torch.randperm(len(ids), generator=generator)]
 
     train(model, next_batch, MASK_ID, config, output, on_step, maskable=task.fill_mask())
-    save_checkpoint(model, length, output)
+    save_weights(model, output)
+    build_tokenizer(length).save_pretrained(output)

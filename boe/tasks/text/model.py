@@ -1,15 +1,13 @@
-"""The embedded denoisers of text tasks: architecture, storage and loading."""
+"""The embedded denoisers of text tasks: their architecture."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from boe.denoisers.transformers_model import TransformersDenoiser
-from boe.tasks.text.vocabulary import MASK_ID, PAD_ID, TOKENS, build_tokenizer
+from boe.tasks.text.vocabulary import PAD_ID, TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,27 +67,3 @@ def build_model(
             torch.randn(max(groups) + 1, shape.width)[groups] for groups in position_groups
         )
     return model
-
-
-def save_checkpoint(model: PreTrainedModel, length: int, output: Path) -> None:
-    """Write ``model`` in float16, and its tokenizer, in transformers' format."""
-    model.to(torch.float16).save_pretrained(output)
-    build_tokenizer(length).save_pretrained(output)
-    # safetensors makes files that only their owner may read.
-    (output / "model.safetensors").chmod(0o644)
-
-
-def load_denoiser(
-    checkpoint: Path, mask_id: int = MASK_ID, pad_id: int = PAD_ID
-) -> TransformersDenoiser:
-    """The denoiser of a task from ``checkpoint``, computing in float32.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint.
-    """
-    from transformers import AutoModelForMaskedLM
-
-    if not (checkpoint / "model.safetensors").exists():
-        raise FileNotFoundError(f"{checkpoint} holds no model.safetensors: train it first")
-    model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=torch.float32)
-    return TransformersDenoiser(model, mask_id, suppressed_ids=(pad_id,))

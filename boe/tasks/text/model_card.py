@@ -6,8 +6,9 @@ import inspect
 from pathlib import Path
 
 from boe.decoding import TokensPerStep, generate
-from boe.tasks.text.model import load_denoiser
+from boe.tasks.checkpoints import load_denoiser
 from boe.tasks.text.task import CharacterTask
+from boe.tasks.text.vocabulary import MASK_ID, PAD_ID
 from boe.training import TrainConfig
 
 EVALUATION_SEED = 1
@@ -20,7 +21,7 @@ def measure_text_task(task: type[CharacterTask], checkpoint: Path, count: int) -
 
     Decoded in confidence order at temperature 0, at several numbers of tokens per step.
     """
-    denoiser = load_denoiser(checkpoint)
+    denoiser = load_denoiser(checkpoint, MASK_ID, PAD_ID)
     measured = {}
     for name in task.difficulties:
         setting = task(name)
@@ -50,7 +51,7 @@ def write_text_model_card(
 ) -> None:
     """Write ``README.md`` beside the weights: ``measured`` over ``count`` items each."""
     item = task(next(iter(task.difficulties))).items(1, EVALUATION_SEED)[0]
-    parameters = sum(p.numel() for p in load_denoiser(output).model.parameters())
+    parameters = sum(p.numel() for p in load_denoiser(output, MASK_ID, PAD_ID).model.parameters())
     header = " | ".join(f"{tokens} per step" for tokens in TOKENS_PER_STEP)
     rows = "\n".join(
         f"| {name} | `{task.difficulties[name]}` | "

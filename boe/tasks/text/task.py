@@ -14,10 +14,10 @@ from torch import Tensor
 
 from boe.denoisers.transformers_model import TransformersDenoiser
 from boe.tasks.base import Judgement, Task, TaskItem
+from boe.tasks.checkpoints import load_denoiser
 from boe.tasks.splits import Split, check_split, in_split, seed_of
-from boe.tasks.text.model import ModelShape, load_denoiser
-from boe.tasks.text.vocabulary import END, MASK_ID, decode
-from boe.training import TrainConfig
+from boe.tasks.text.model import ModelShape
+from boe.tasks.text.vocabulary import END, MASK_ID, PAD_ID, decode
 
 FILL = "_"
 GIVEN = "?"
@@ -59,7 +59,6 @@ class CharacterTask(Task, Generic[D]):
     template: ClassVar[str]
     training_mix: ClassVar[tuple[str, ...]]
     shape: ClassVar[ModelShape]
-    recipe: ClassVar[TrainConfig]
     weights: ClassVar[Path]
 
     def __init__(self, difficulty: str | D = "hard") -> None:
@@ -197,4 +196,4 @@ class CharacterTask(Task, Generic[D]):
 
     @cached_property
     def _denoiser(self) -> TransformersDenoiser:
-        return load_denoiser(self.weights)
+        return load_denoiser(self.weights, MASK_ID, PAD_ID)
