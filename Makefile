@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 COMPARED := margin;entropy;confidence;boe;boe:tolerance=none;boe:preset=paper;threshold:value=0.99;boe+threshold:value=0.99
 
-.PHONY: demo test lint format bench micro gpu plots evidence wheel clean
+.PHONY: demo test lint format bench micro gpu plots evidence search wheel clean
 .DEFAULT_GOAL := demo
 
 # Compiles csrc/ too, where there is a compiler.
@@ -63,6 +63,11 @@ plots: venv
 evidence: venv
 	$(BIN)/boe eval $(sort $(wildcard docs/evidence/*/plan.toml))
 	$(BIN)/boe report docs/evidence.md
+
+# docs/search.md, in the same way.
+search: venv
+	$(BIN)/boe eval $(sort $(wildcard bench/results/search/*/plan.toml))
+	$(BIN)/boe report docs/search.md
 
 wheel: venv
 	$(BIN)/python -m build --wheel

@@ -13,6 +13,7 @@ from boe.samplers.llada_remask import LladaLoop
 from boe.samplers.lookahead import Lookahead
 from boe.samplers.lookum import LookUM
 from boe.samplers.maskgit import MaskGIT
+from boe.samplers.overlapping import OverlapBound
 from boe.samplers.p2 import P2
 from boe.samplers.particles import SMC, ParticleGibbs, Particles
 from boe.samplers.pc import PCSampler
@@ -58,6 +59,7 @@ __all__ = [
     "Margin",
     "MaskGIT",
     "Move",
+    "OverlapBound",
     "PCSampler",
     "ParticleGibbs",
     "Particles",

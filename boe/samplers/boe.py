@@ -239,13 +239,15 @@ class BoE(Sampler):
         steered = (chosen.sum(dim=1) > step.budget) & probes.any(dim=1) & ~self._is_sure(step)
         steered = steered & due
         chosen, probes = chosen & steered.unsqueeze(1), probes & steered.unsqueeze(1)
-        if not bool(steered.any()):
+        slots = pad_rows(chosen)
+        # A row that steers has candidates: whether one does shows without another wait.
+        if not slots.shape[1]:
             if recalls:
                 remember_scores(step, torch.full_like(unsteered, -torch.inf), due)
             return Scores(unsteered)
         request = GradientRequest(
-            candidates=_compact(step.positions, chosen),
-            probes=_compact(step.positions, probes),
+            candidates=_at(step.positions, slots),
+            probes=_at(step.positions, pad_rows(probes)),
             active=torch.empty(0, dtype=torch.int64),
             alpha=self.alpha,
             context=self.context,
@@ -260,7 +262,7 @@ class BoE(Sampler):
             gradient.gradient,
             gradient.delta,
             step.stats.entropy,
-            pad_rows(chosen),
+            slots,
             step.remaining,
             vocabulary=step.denoiser.facts.vocab_size,
             gate=self.gate,
@@ -299,7 +301,9 @@ class BoE(Sampler):
         return least_of_greedy(step) >= self.sure
 
     def _choose_probes(self, step: Step, chosen: Tensor) -> Tensor:
-        probes = step.masked & ~chosen if self.probes == "complement" else step.masked
+        # What the answer will not hold needs no certainty.
+        masked = step.masked if step.discarded is None else step.masked & ~step.discarded
+        probes = masked & ~chosen if self.probes == "complement" else masked
         if self.max_probes is None:
             return probes
         limit = torch.full_like(step.budget, self.max_probes)
@@ -336,7 +340,6 @@ class BoE(Sampler):
         return pad_rows(active | top_positions(rank, others, wanted)), forwards
 
 
-def _compact(positions: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen of ``positions`` (B, P) as int64 (B, N), ascending, padded with −1."""
-    slots = pad_rows(chosen)
+def _at(positions: Tensor, slots: Tensor) -> Tensor:
+    """``positions`` (B, P) at the ``slots`` (B, N), padded with −1."""
     return torch.where(slots < 0, -1, positions.gather(1, slots.clamp_min(0)))

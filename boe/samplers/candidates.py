@@ -54,5 +54,8 @@ def choose_candidates(step: Step, rule: str, rho: float, tolerance: float | None
 
 def least_of_greedy(step: Step) -> Tensor:
     """(B,), the b-th largest top probability of eligible positions; +∞ where b is 0."""
-    surest = top_positions(step.stats.top1, step.eligible, step.budget)
-    return step.stats.top1.masked_fill(~surest, torch.inf).amin(dim=1)
+    ranked = step.stats.top1.masked_fill(~step.eligible, -torch.inf)
+    ranked = ranked.sort(dim=1, descending=True).values
+    count = torch.minimum(step.budget, step.eligible.sum(dim=1))
+    least = ranked.gather(1, (count - 1).clamp_min(0).unsqueeze(1)).squeeze(1)
+    return torch.where(count > 0, least, torch.inf)

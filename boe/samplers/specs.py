@@ -20,6 +20,7 @@ from boe.samplers.llada_remask import LladaLoop
 from boe.samplers.lookahead import Lookahead
 from boe.samplers.lookum import LookUM
 from boe.samplers.maskgit import MaskGIT
+from boe.samplers.overlapping import OverlapBound
 from boe.samplers.p2 import P2
 from boe.samplers.particles import SMC, ParticleGibbs, Particles
 from boe.samplers.pc import PCSampler
@@ -38,7 +39,7 @@ SAMPLERS: dict[str, type[Policy]] = {
     )
 }
 COUNTS: dict[str, type[Count]] = {
-    kind.name: kind for kind in (EntropyBound, Threshold, Factor, Klass)
+    kind.name: kind for kind in (EntropyBound, OverlapBound, Threshold, Factor, Klass)
 }
 REMASKS: dict[str, type[Remask]] = {
     kind.name: kind

@@ -74,6 +74,8 @@ class Step:
         observed: bool (B, L), written tokens of the current block, which may be taken back.
         given: bool (B, L), tokens that were there at the start.
         delayed: bool (B, P), positions that are revealed after all others, or ``None``.
+        discarded: bool (B, P), positions behind a stop pattern that is written, which will be
+            no part of the answer, or ``None``.
         clocks: one per row.
         generators: one random generator per batch row, fresh in every step.
         memory: what the policy kept of earlier steps.
@@ -98,6 +100,7 @@ class Step:
     generators: Iterable[torch.Generator]
     memory: Memory
     forwards: Forwards
+    discarded: Tensor | None = None
 
     @property
     def positions(self) -> Tensor:
@@ -240,9 +243,9 @@ def top_positions(rank: Tensor, among: Tensor, count: Tensor) -> Tensor:
 
 def ranked_order(rank: Tensor, among: Tensor) -> Tensor:
     """int64 (B, P), all slots: members of ``among`` from the largest rank down, then the rest."""
-    order = rank.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
     # Members that rank at −∞ must still precede the positions that are no members.
-    return order.gather(1, (~among).gather(1, order).to(torch.int8).argsort(dim=1, stable=True))
+    rank = rank.clamp_min(torch.finfo(rank.dtype).min).masked_fill(~among, -torch.inf)
+    return rank.argsort(dim=1, descending=True, stable=True)
 
 
 def gumbel_of(uniform: Tensor) -> Tensor:

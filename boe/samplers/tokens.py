@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from boe.denoisers.base import Prediction
-from boe_kernels import EntropyStats, sample_tokens
+from boe_kernels import EntropyStats, entropy_stats, sample_tokens
 from boe_kernels.token_sampling.api import LEAST_TEMPERATURE
 from boe_kernels.token_sampling.noise import gumbel_noise
 
@@ -61,12 +61,14 @@ class Proposal:
     """A token per slot; all (B, P).
 
     Attributes:
-        tokens: int64.
+        stats: of the logits, untempered and in the whole vocabulary.
+        tokens: int64; meaningless where the statistics are NaN.
         probability: at temperature 1, in the whole vocabulary.
         drawn: in the distribution that it was drawn from.
         noised: float64 log-probability under the Gumbel-noised logits, if asked for.
     """
 
+    stats: EntropyStats
     tokens: Tensor
     probability: Tensor
     drawn: Tensor
@@ -75,19 +77,22 @@ class Proposal:
 
 def propose(
     prediction: Prediction,
-    stats: EntropyStats,
     tokens: Tokens,
     generators: Iterable[torch.Generator],
     noised: bool = False,
 ) -> Proposal:
-    """The token that would be written at each slot. ``tokens`` names a temperature."""
+    """The token that would be written at each slot. ``tokens`` names a temperature.
+
+    Logits are read once: a draw gives their statistics too.
+    """
     temperature, logits = tokens.temperature or 0.0, prediction.logits
     if temperature == 0.0:
+        stats = entropy_stats(logits)
         log_p = None
         if noised:
             z = logits.double()
             log_p = z.amax(dim=-1) - z.logsumexp(dim=-1)
-        return Proposal(stats.argmax, stats.top1, stats.top1, log_p)
+        return Proposal(stats, stats.argmax, stats.top1, stats.top1, log_p)
     truncated = temperature != 1.0 or tokens.top_p < 1.0
     seeds = slot_seeds(prediction.positions, generators)
     allowed = logits
@@ -95,7 +100,11 @@ def propose(
         # Sequence by sequence: float64 logits of a whole batch may not fit.
         outside = [_outside_nucleus(row.double() / temperature, tokens.top_p) for row in logits]
         allowed = logits.masked_fill(torch.stack(outside), -torch.inf)
-    proposal = sample_tokens(allowed, seeds, temperature=temperature).token
+    proposal, stats = sample_tokens(allowed, seeds, temperature=temperature)
+    if allowed is not logits:
+        stats = entropy_stats(logits)
+    # Of NaN anything may be drawn; whoever reads the statistics finds out.
+    proposal = proposal.clamp(0, logits.shape[-1] - 1)
     chosen = logits.gather(-1, proposal.unsqueeze(-1)).squeeze(-1)
     probability = (chosen - stats.logsumexp).exp()
     drawn = probability
@@ -109,7 +118,7 @@ def propose(
         for row, z in enumerate(allowed):
             noise = gumbel_noise(seeds[row], z.shape[-1])
             log_p[row] = _log_probability(z.double() / temperature + noise, proposal[row])
-    return Proposal(proposal, probability, drawn, log_p)
+    return Proposal(stats, proposal, probability, drawn, log_p)
 
 
 def slot_seeds(positions: Tensor, generators: Iterable[torch.Generator]) -> Tensor:

@@ -45,6 +45,7 @@ SPECS = [
     "p2:eta=2,score=random",
     "p2:score=margin+tokens:temperature=0",
     "eb:gamma=1.5",
+    "overlap:gamma=2",
     "threshold:value=0.2",
     "factor",
     "klass:confidence=0.05,divergence=0.5",

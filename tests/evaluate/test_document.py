@@ -11,7 +11,8 @@ from boe.evaluate.document import VIEWS, fill_document, read_result
 from boe.evaluate.files import write_json
 from boe.evaluate.tables import pivot_table
 
-EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence.md"
+DOCS = Path(__file__).parents[2] / "docs"
+EVIDENCE = DOCS / "evidence.md"
 
 
 @pytest.fixture
@@ -107,9 +108,10 @@ def test_a_result_is_read_from_a_file_or_a_directory(folder: Path) -> None:
         read_result(folder / "empty")
 
 
-def test_the_evidence_is_what_the_stored_results_say() -> None:
-    """`boe report docs/evidence.md` makes it so."""
-    filled = fill_document(EVIDENCE, figures=False)
+@pytest.mark.parametrize("name", ["evidence.md", "search.md"])
+def test_a_document_of_measurements_is_what_the_stored_results_say(name: str) -> None:
+    """`boe report docs/evidence.md docs/search.md` makes it so."""
+    filled = fill_document(DOCS / name, figures=False)
     assert filled.stale == ()
 
 

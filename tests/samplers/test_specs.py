@@ -17,6 +17,7 @@ from boe.samplers import (
     Klass,
     LladaLoop,
     LookUM,
+    OverlapBound,
     RemdmCap,
     Threshold,
 )
@@ -54,6 +55,7 @@ def test_a_specification_names_a_policy_and_its_options(spec: str, sampler: obje
     ("spec", "strategy"),
     [
         ("boe+eb:gamma=0.05", Strategy(BoE(), count=EntropyBound(0.05))),
+        ("overlap:gamma=0.1,floor=0.5", Strategy(Entropy(), count=OverlapBound(0.1, floor=0.5))),
         (
             "boe:rho=0.5+threshold:value=0.8+remdm-cap",
             Strategy(BoE(rho=0.5), count=Threshold(0.8), remask=RemdmCap()),
@@ -118,7 +120,7 @@ def test_the_paper_preset_can_be_spelled_out() -> None:
         ("boe:alpha=2", r"alpha must be in \[0, 1\], got 2\.0"),
         ("boe:active=candidates", "the zero-gradient combination"),
         ("boe:alpha=0,alpha=1", "boe has the option alpha twice"),
-        ("boe+what", "a further part must be one of eb, threshold, .*, tokens, got 'what'"),
+        ("boe+what", "a further part must be one of eb, overlap, .*, tokens, got 'what'"),
         ("boe+margin", "names two policies; a policy comes first, and once"),
         ("boe+eb+threshold", "has two parts that decide count"),
         ("eb+klass", "has two parts that decide count"),

@@ -9,7 +9,7 @@ from fake_denoiser import MASK, FakeDenoiser, table_of
 from boe import FrontLoaded, Tokens, generate, sampler_from
 from boe.decoding.draws import seeded
 from boe.samplers.tokens import slot_seeds
-from boe_kernels import sample_tokens
+from boe_kernels import observe_paths, sample_tokens
 
 ROW = torch.tensor([5.0, 0.45, 0.3, 0.15, 0.1], dtype=torch.float64).log()  # id 0 is the mask
 
@@ -123,6 +123,14 @@ def test_tokens_are_those_that_the_op_draws_for_the_sequence_and_position(dtype)
     assert torch.equal(drawn[0], expected[0])
     # What else is masked does not matter: positions 1 and 3 get the draws of 1 and 3.
     assert drawn[1].tolist() == [1, int(expected[1, 1]), 2, int(expected[1, 3])]
+
+
+@pytest.mark.parametrize(("temperature", "op"), [(0.0, "entropy_stats"), (0.8, "sample_tokens")])
+def test_a_step_reads_the_logits_once_for_statistics_and_draw(temperature: float, op: str) -> None:
+    denoiser, canvas = FakeDenoiser(table_of([0.5, 0.4])), torch.full((2,), MASK)
+    with observe_paths() as paths:
+        generate(denoiser, canvas, budget=FrontLoaded(1), temperature=temperature)
+    assert [name for name, _ in paths] == [op]
 
 
 def test_seeds_differ_between_positions_and_sequences() -> None:

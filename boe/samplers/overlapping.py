@@ -1,0 +1,96 @@
+"""How many positions a step reveals: as many as do not compete for the same tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from boe.samplers.base import Count, Step, ranked_order
+
+
+@dataclass(frozen=True)
+class OverlapBound(Count):
+    """EB-Sampler's bound (Ben-Hamu et al., 2025) with an estimate in place of its worst case.
+
+    Ours. Tokens written together ignore the information that their positions have about
+    each other. EB-Sampler bounds it by Σ H − max H, as if every position told all about the
+    others, so that of several unsure positions one is written at a time. But a pair tells
+    little unless it competes for the same tokens. What position j ignores of the positions W
+    that are taken before it is estimated by
+
+        c_j = min(H_j, Σ_{i∈W} (s + (1 − s)·cos(p_i, p_j)) · min(H_i, H_j))   in nats,
+
+    where min(H_i, H_j) bounds the mutual information of a pair, the cosine of the two
+    predictions is 0 where they have no token in common and 1 where they are the same, and s
+    is the share that a pair with none in common is charged. Positions are gone through from
+    the lowest entropy up; one is taken if the sum of the costs stays at most γ, and passed
+    over if not. The first costs nothing, so that every step reveals one at least; sure ones
+    cost next to nothing.
+
+    The ranking is asked only where these are fewer than the budget.
+
+    It bounds what is lost by writing *together*. That a token is wrong by itself costs
+    nothing here: where one answer is right and unsure tokens are mostly wrong, set ``floor``,
+    or use ``threshold``.
+
+    Attributes:
+        gamma: γ in nats.
+        share: s in [0, 1]; with 1 all pairs are charged alike. Less saves forwards where
+            positions depend on each other by what they compete for, and only there.
+        floor: least probability of the token that a position that joins the first would write.
+    """
+
+    gamma: float = 0.1
+    share: float = 0.2
+    floor: float = 0.0
+
+    name: ClassVar[str] = "overlap"
+    home: ClassVar[str] = "entropy"
+
+    def __post_init__(self) -> None:
+        if not (self.gamma >= 0.0 and math.isfinite(self.gamma)):
+            raise ValueError(f"gamma must be finite and not negative, got {self.gamma}")
+        for field in ("share", "floor"):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                raise ValueError(f"{field} must be in [0, 1], got {getattr(self, field)}")
+
+    def ready(self, step: Step) -> Tensor | None:
+        entropy = step.stats.entropy.double()
+        order = ranked_order(-entropy, step.eligible)
+        offered = step.eligible.gather(1, order)
+        joins = offered & (step.proposal_probability.gather(1, order) >= self.floor)
+        entropy = entropy.gather(1, order).masked_fill(~offered, 0.0)
+        shared = self._shared_information(step.prediction.logits, order, entropy)
+        taken = offered.clone()
+        taken[:, 1:] = False
+        spent = torch.zeros_like(entropy[:, 0])
+        ignored = shared[:, 0].clone()
+        # A position's cost depends on which were taken before it, so they go one by one.
+        longest = max((clock.left for clock in step.clocks), default=0)
+        for place in range(1, min(longest, order.shape[1])):
+            cost = torch.minimum(entropy[:, place], ignored[:, place])
+            fits = joins[:, place] & (spent + cost <= self.gamma)
+            taken[:, place] = fits
+            spent = spent + torch.where(fits, cost, 0.0)
+            ignored = ignored + torch.where(fits.unsqueeze(1), shared[:, place], 0.0)
+        return torch.zeros_like(taken).scatter(1, order, taken)
+
+    def _shared_information(self, logits: Tensor, order: Tensor, entropy: Tensor) -> Tensor:
+        """What each pair of slots is charged, float64 (B, P, P) in ``order``, nats.
+
+        Args:
+            logits: (B, P, V).
+            order: int64 (B, P), slots from the lowest entropy up.
+            entropy: float64 (B, P), in that order, 0 at slots that do not count.
+        """
+        cosines = []
+        # Sequence by sequence: probabilities of a whole batch may not fit.
+        for row, slots in zip(logits, order, strict=True):
+            p = torch.nn.functional.normalize(row[slots].float().softmax(dim=-1), dim=-1)
+            cosines.append(p @ p.T)
+        share = self.share + (1.0 - self.share) * torch.stack(cosines).double()
+        return share * torch.minimum(entropy.unsqueeze(1), entropy.unsqueeze(2))

@@ -1,0 +1,173 @@
+"""How many positions a step reveals: those that do not compete for the same tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_denoiser import MASK, FakeDenoiser
+from torch import Tensor
+
+from boe import TokensPerStep, generate
+from boe.canvas import Canvas
+from boe.denoisers.base import Prediction
+from boe.samplers import Entropy, OverlapBound, Strategy
+
+HALF = math.log(2)
+"""Entropy of a fair choice between two tokens, nats."""
+
+
+def table_of_choices(choices: list[list[int]], vocabulary: int = 7) -> Tensor:
+    """Logits (L, V): each position is equally likely to hold any of its tokens."""
+    table = torch.full((len(choices), vocabulary), -torch.inf, dtype=torch.float64)
+    for position, tokens in enumerate(choices):
+        table[position, tokens] = 0.0
+    return table
+
+
+def revealed(table: Tensor, count: OverlapBound, budget: int = 1) -> list[list[int]]:
+    canvas = torch.full((len(table),), MASK)
+    strategy = Strategy(Entropy(), count=count)
+    result = generate(
+        FakeDenoiser(table), canvas, strategy, budget=TokensPerStep(budget), trajectory=True
+    )
+    return [record.revealed.tolist() for record in result.items[0].trajectory]
+
+
+def by_hand(table: Tensor, gamma: float, share: float, floor: float) -> list[list[int]]:
+    """The rule of the docstring, position by position in plain Python."""
+    p = [[math.exp(z) for z in row] for row in table.log_softmax(dim=-1).tolist()]
+    entropy = [-sum(q * math.log(q) for q in row if q > 0) for row in p]
+
+    def cosine(i: int, j: int) -> float:
+        dot = sum(a * b for a, b in zip(p[i], p[j], strict=True))
+        return dot / (math.hypot(*p[i]) * math.hypot(*p[j]))
+
+    left, steps = set(range(len(p))), []
+    while left:
+        taken: list[int] = []
+        spent = 0.0
+        for j in sorted(left, key=lambda k: (entropy[k], k)):
+            charged = [share + (1 - share) * cosine(i, j) for i in taken]
+            lower = [min(entropy[i], entropy[j]) for i in taken]
+            ignored = sum(a * b for a, b in zip(charged, lower, strict=True))
+            cost = min(entropy[j], ignored)
+            if not taken or (spent + cost <= gamma and max(p[j]) >= floor):
+                taken.append(j)
+                spent += cost
+        steps.append(sorted(taken))
+        left -= set(taken)
+    return steps
+
+
+def test_positions_with_no_token_in_common_go_together_and_rivals_one_at_a_time() -> None:
+    table = table_of_choices([[1, 2], [1, 2], [3, 4], [5, 6], [5, 6]])
+    assert revealed(table, OverlapBound(0.0, share=0.0)) == [[0, 2, 3], [1, 4]]
+
+
+def test_a_position_that_is_certain_costs_the_others_nothing() -> None:
+    table = table_of_choices([[1], [1, 2], [1], [1]])
+    assert revealed(table, OverlapBound(0.0, share=0.0)) == [[0, 1, 2, 3]]
+
+
+def test_what_a_pair_shares_is_the_cosine_times_the_lower_entropy() -> None:
+    # cos([½, ½, 0], [0, ½, ½]) = ½, both entropies are ln 2.
+    table = table_of_choices([[1, 2], [2, 3]])
+    assert revealed(table, OverlapBound(0.49 * HALF, share=0.0)) == [[0], [1]]
+    assert revealed(table, OverlapBound(0.51 * HALF, share=0.0)) == [[0, 1]]
+
+
+def test_no_position_costs_more_than_its_entropy() -> None:
+    # Costs 0, ln 2, min(ln 2, 2 ln 2), min(ln 2, 3 ln 2): 3·ln 2 lets all through.
+    table = table_of_choices([[1, 2]] * 4)
+    assert revealed(table, OverlapBound(3.01 * HALF)) == [[0, 1, 2, 3]]
+    assert revealed(table, OverlapBound(2.99 * HALF)) == [[0, 1, 2], [3]]
+
+
+def test_pairs_with_no_token_in_common_are_charged_the_share() -> None:
+    # The second costs 0.1·ln 2, the third twice that.
+    table = table_of_choices([[1, 2], [3, 4], [5, 6]])
+    assert revealed(table, OverlapBound(0.31 * HALF, share=0.1)) == [[0, 1, 2]]
+    assert revealed(table, OverlapBound(0.29 * HALF, share=0.1)) == [[0, 1], [2]]
+    assert revealed(table, OverlapBound(0.09 * HALF, share=0.1)) == [[0], [1], [2]]
+
+
+def test_a_position_that_does_not_fit_is_passed_over_and_does_not_end_the_step() -> None:
+    # By entropy: 0, 1 (a rival of 0, too dear), then 2, which competes with neither.
+    table = table_of_choices([[1, 2], [1, 2], [3, 4, 5]])
+    assert revealed(table, OverlapBound(0.1, share=0.0)) == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.02, 0.1, 0.5, 2.0])
+@pytest.mark.parametrize(("share", "floor"), [(0.0, 0.0), (0.05, 0.4), (1.0, 0.0), (0.3, 0.9)])
+def test_steps_are_those_of_the_rule_carried_out_in_plain_python(
+    gamma: float, share: float, floor: float
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for sharpness in (1.0, 3.0, 8.0):
+        table = sharpness * torch.randn(12, 9, generator=generator, dtype=torch.float64)
+        table[:, MASK] = -torch.inf
+        steps = revealed(table, OverlapBound(gamma, share, floor))
+        assert steps == by_hand(table, gamma, share, floor)
+
+
+def test_unsure_positions_below_the_floor_are_written_one_at_a_time() -> None:
+    table = table_of_choices([[1], [2, 3], [4, 5], [6]])
+    assert revealed(table, OverlapBound(10.0, floor=0.6)) == [[0, 3], [1], [2]]
+
+
+def test_the_ranking_fills_up_to_the_budget() -> None:
+    table = table_of_choices([[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]])
+    assert revealed(table, OverlapBound(0.0, share=0.0), budget=2) == [[0, 1], [2, 3], [4]]
+
+
+class UnreadablePadding(FakeDenoiser):
+    """Its logits at padding are NaN."""
+
+    def predict(self, canvas: Canvas, positions: Tensor, keep: str = "nothing") -> Prediction:
+        prediction = super().predict(canvas, positions, keep)
+        logits = prediction.logits.masked_fill((positions < 0).unsqueeze(-1), torch.nan)
+        return replace(prediction, logits=logits)
+
+
+def test_a_sequence_counts_the_same_in_a_batch_whose_padding_holds_anything() -> None:
+    denoiser = UnreadablePadding(table_of_choices([[1, 2]] * 6))
+    canvases = [torch.full((length,), MASK) for length in (3, 6)]
+    # A second position costs ln 2, a third twice that.
+    together = generate(denoiser, canvases, "overlap:gamma=0.8", trajectory=True)
+    steps = [[r.revealed.tolist() for r in item.trajectory] for item in together.items]
+    assert steps == [[[0, 1], [2]], [[0, 1], [2, 3], [4, 5]]]
+    for canvas, item in zip(canvases, together.items, strict=True):
+        alone = generate(denoiser, canvas, "overlap:gamma=0.8").items[0]
+        assert alone.account.nfe_forward == item.account.nfe_forward
+
+
+def test_boe_takes_no_gradient_where_the_count_finds_the_whole_budget() -> None:
+    table = table_of_choices([[1, 2]] * 8)
+    steering = "boe:tolerance=none,sure=none"
+    found = generate(FakeDenoiser(table), torch.full((8,), MASK), f"{steering}+overlap")
+    assert found.total.n_backward == 0
+    filled = generate(
+        FakeDenoiser(table),
+        torch.full((8,), MASK),
+        f"{steering}+overlap",
+        budget=TokensPerStep(2),
+    )
+    assert filled.total.n_backward > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": -0.1}, "gamma must be finite and not negative, got -0.1"),
+        ({"gamma": math.inf}, "gamma must be finite and not negative, got inf"),
+        ({"share": -0.1}, r"share must be in \[0, 1\], got -0.1"),
+        ({"floor": 1.5}, r"floor must be in \[0, 1\], got 1.5"),
+        ({"floor": math.nan}, r"floor must be in \[0, 1\], got nan"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OverlapBound(**options)
