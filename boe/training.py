@@ -62,9 +62,12 @@ class TrainConfig:
 
 
 def stratified_mask(
-    shape: tuple[int, int], generator: torch.Generator, maskable: Tensor | None = None
+    shape: tuple[int, int],
+    generator: torch.Generator,
+    maskable: Tensor | None = None,
+    rates: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """bool (N, L): sample n is masked at a rate drawn from the n-th of N strata of (0, 1).
+    """bool (N, L): sample n is masked at a rate drawn from the n-th of N strata of ``rates``.
 
     A sample that would come out with nothing masked gets one masked position.
 
@@ -73,7 +76,9 @@ def stratified_mask(
             all by default.
     """
     count, length = shape
-    rate = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    low, high = rates
+    place = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    rate = low + (high - low) * place
     mask = torch.rand(shape, generator=generator) < rate.unsqueeze(1)
     if maskable is None:
         forced = torch.randint(length, (count,), generator=generator)
@@ -120,12 +125,16 @@ def train(
     output: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     maskable: Tensor | None = None,
+    rates: tuple[float, float] = (0.0, 1.0),
+    state_file: str = STATE_FILE,
 ) -> None:
     """Train a denoiser in place by :func:`masked_diffusion_loss`, as :func:`fit` does.
 
     Args:
         next_batch: draws int64 (batch_size, L) of clean ids with the given generator.
         maskable: bool (L,), the positions that may be masked; all by default.
+        rates: the least and the largest mask rate. The optimum does not depend on them, as a
+            prediction at one rate is trained for itself: they say where it matters.
 
     Raises:
         ValueError: as :func:`fit`, or ``maskable`` allows no position.
@@ -135,10 +144,10 @@ def train(
 
     def next_loss(generator: torch.Generator) -> Tensor:
         ids = next_batch(generator)
-        mask = stratified_mask((ids.shape[0], ids.shape[1]), generator, maskable)
+        mask = stratified_mask((ids.shape[0], ids.shape[1]), generator, maskable, rates)
         return masked_diffusion_loss(model, ids, mask, mask_id)
 
-    fit(model, next_loss, config, output, on_step)
+    fit(model, next_loss, config, output, on_step, state_file)
 
 
 def fit(
@@ -147,6 +156,7 @@ def fit(
     config: TrainConfig,
     output: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    state_file: str = STATE_FILE,
 ) -> None:
     """Train ``model`` in place, saving to ``output`` every ``config.save_every`` steps.
 
@@ -156,7 +166,7 @@ def fit(
     Args:
         next_loss: draws a batch with the given generator and returns its loss, a scalar;
             called under autocast where ``config.precision`` is "bf16".
-        output: directory of the training state.
+        output: directory of the training state, in ``state_file``.
         on_step: called with the number of finished steps and the last loss.
 
     Raises:
@@ -170,7 +180,7 @@ def fit(
         weight_decay=config.weight_decay,
     )
     output.mkdir(parents=True, exist_ok=True)
-    state_path = output / STATE_FILE
+    state_path = output / state_file
     done = 0
     if state_path.exists():
         done = _restore(state_path, model, optimizer, generator, config)

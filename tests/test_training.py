@@ -69,6 +69,14 @@ def test_every_sample_has_a_mask_and_the_rates_are_spread_over_the_unit_interval
     assert bool((rate[-20:] > 0.7).all())
 
 
+def test_mask_rates_stay_between_given_bounds() -> None:
+    mask = stratified_mask((50, 4000), torch.Generator().manual_seed(0), rates=(0.4, 0.9))
+    rate = mask.double().mean(dim=1)
+    noise = 5 * 0.5 / 4000**0.5
+    assert float(rate.min()) == pytest.approx(0.4, abs=noise + 0.5 / 50)
+    assert float(rate.max()) == pytest.approx(0.9, abs=noise + 0.5 / 50)
+
+
 def test_a_sample_that_would_have_no_mask_gets_one() -> None:
     for seed in range(20):
         mask = stratified_mask((6, 1), torch.Generator().manual_seed(seed))

@@ -14,8 +14,9 @@ from boe.tasks.prose.corpus import ARCHIVE, HOW_TO_GET
 from boe.tasks.prose.fitting import SCORER_FOLDER, scorer_recipe, train_prose
 from boe.tasks.prose.model_card import measure_prose, write_prose_model_card
 from boe.tasks.prose.task import ProseTask
-from boe.tasks.sudoku.model import train_sudoku
+from boe.tasks.sudoku.model import REFINEMENT_STATE_FILE, refinement_of, train_sudoku
 from boe.tasks.sudoku.model_card import measure, write_model_card
+from boe.tasks.sudoku.task import SudokuTask
 from boe.tasks.text.fitting import train_text_task
 from boe.tasks.text.model_card import measure_text_task, write_text_model_card
 from boe.tasks.text.task import CharacterTask
@@ -83,8 +84,7 @@ def run_train(
         with Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
         ) as progress:
-            more = 0 if corpus is None else scorer_recipe(seed).steps
-            bar = progress.add_task("", total=config.steps + more, loss="–")
+            bar = progress.add_task("", total=_all_steps(task_name, config), loss="–")
 
             def advance(done: int, loss: float) -> None:
                 progress.update(bar, completed=done, loss=f"{loss:.4f}")
@@ -96,8 +96,8 @@ def run_train(
         raise
     with console.status("evaluating"):
         measured = evaluate(items)
-    for folder in (output, output / SCORER_FOLDER):
-        (folder / STATE_FILE).unlink(missing_ok=True)
+    for state in (STATE_FILE, REFINEMENT_STATE_FILE, f"{SCORER_FOLDER}/{STATE_FILE}"):
+        (output / state).unlink(missing_ok=True)
     console.print(f"saved to {output}")
     for name, value in measured.items():
         console.print(f"  {name}: {value:.1%}" if corpus is None else f"  {name}: {value:.3f}")
@@ -105,6 +105,15 @@ def run_train(
         json_path,
         {"schema": SCHEMA, "output": str(output), "config": asdict(config), "measured": measured},
     )
+
+
+def _all_steps(task_name: str, config: TrainConfig) -> int:
+    """The steps of all models and stages."""
+    if task_name == ProseTask.name:
+        return config.steps + scorer_recipe(config.seed).steps
+    if task_name == SudokuTask.name:
+        return config.steps + refinement_of(config).steps
+    return config.steps
 
 
 def _train(

@@ -141,11 +141,12 @@ class ActiveQueryAttention(torch.autograd.Function):
         out, lse = output
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)
-        # A mask has to be counted, the Triton kernels gather by themselves, and transforms
-        # want to see what the gradient depends on.
+        # A mask has to be counted, the Triton kernels gather by themselves, transforms want to
+        # see what the gradient depends on, and a DTensor is sharded by the op, not before it.
         kept_rows = (
             _library_takes(active_idx, options[-1])
             and not torch._C._are_functorch_transforms_active()
+            and not hasattr(q, "to_local")
         )
         if kept_rows:
             # With their history, so that a second derivative is refused, not left out.

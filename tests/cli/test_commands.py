@@ -404,8 +404,9 @@ def test_train_writes_a_checkpoint_with_its_model_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_training")
+@pytest.mark.parametrize("step", [3, 5], ids=["in the first stage", "in the refinement"])
 def test_an_interrupted_training_goes_on_to_the_same_weights(
-    fail, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fail, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int
 ) -> None:
     monkeypatch.setattr("boe.cli.training.measure", lambda checkpoint, count: {"nothing": 0.0})
     assert invoke(*TRAIN, "--output", tmp_path / "whole").exit_code == 0
@@ -413,7 +414,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     def interrupted(config, output, on_step):
         def stop(done: int, loss: float) -> None:
             on_step(done, loss)
-            if done == 3:
+            if done == step:
                 raise KeyboardInterrupt
 
         return train_sudoku(config, output, stop, grids=5)

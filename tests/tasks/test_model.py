@@ -75,7 +75,7 @@ def test_training_saves_a_checkpoint_and_the_signatures_of_its_grids(tmp_path: P
     seen: list[tuple[int, float]] = []
     config = TrainConfig(steps=2, batch_size=4, warmup_steps=1, precision="fp32")
     train_sudoku(config, tmp_path, lambda *step: seen.append(step), grids=5)
-    assert [number for number, _ in seen] == [1, 2]
+    assert [number for number, _ in seen] == [1, 2, 3], "two steps and one of refinement"
     grids = solved_grids(5, sudoku_model.TRAINING_GRID_SEED).tolist()
     assert training_signatures(tmp_path) == {symmetry_signature(tuple(g)) for g in grids}
     assert AutoModelForMaskedLM.from_pretrained(tmp_path).config.vocab_size == 11
@@ -87,4 +87,5 @@ def test_training_lowers_the_loss(tmp_path: Path, precision: str) -> None:
     losses: list[float] = []
     config = TrainConfig(steps=30, batch_size=16, warmup_steps=5, precision=precision)
     train_sudoku(config, tmp_path, lambda step, loss: losses.append(loss), grids=3)
-    assert sum(losses[-5:]) / 5 < sum(losses[:3]) / 3 - 0.1
+    # The steps after the thirtieth are those of the refinement, at other mask rates.
+    assert sum(losses[25:30]) / 5 < sum(losses[:3]) / 3 - 0.1

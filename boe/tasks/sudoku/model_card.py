@@ -9,7 +9,14 @@ import torch
 from boe.decoding import TokensPerStep, generate
 from boe.tasks.checkpoints import load_denoiser
 from boe.tasks.sudoku.grid import CELLS, is_complete
-from boe.tasks.sudoku.model import MASK_ID, PAD_ID, TRAINING_GRID_SEED, TRAINING_GRIDS
+from boe.tasks.sudoku.model import (
+    MASK_ID,
+    PAD_ID,
+    REFINEMENT_RATES,
+    TRAINING_GRID_SEED,
+    TRAINING_GRIDS,
+    refinement_of,
+)
 from boe.tasks.sudoku.puzzles import DIFFICULTIES
 from boe.training import TrainConfig
 
@@ -56,6 +63,7 @@ def measure(checkpoint: Path, count: int) -> dict[str, float]:
 
 def write_model_card(output: Path, config: TrainConfig, measured: dict[str, float]) -> None:
     """Write ``README.md`` beside the weights."""
+    refinement = refinement_of(config)
     rows = "\n".join(f"| {name} | {value:.1%} |" for name, value in measured.items())
     (output / "README.md").write_text(f"""---
 license: apache-2.0
@@ -77,9 +85,12 @@ Weights are stored in float16 and meant to be run in float32.
 - Data: {TRAINING_GRIDS:,} solved grids generated with seed {TRAINING_GRID_SEED}; every sample is a
   random symmetry (digit relabelling, band, stack, row and column permutations, transposition).
 - Objective: masked diffusion evidence lower bound with the linear schedule: a mask rate uniform on
-  (0, 1) per sample, and the mean cross-entropy of the masked cells.
+  (0, 1) per sample, and the mean cross-entropy of the masked cells. Then a second stage of
+  {refinement.steps} steps at learning rate {refinement.learning_rate:g}, with rates in \
+{REFINEMENT_RATES}.
 - Optimiser: AdamW (0.9, 0.98), weight decay {config.weight_decay}, {config.warmup_steps} warm-up \
-steps, cosine to zero, gradient norm at most {config.gradient_clip}.
+steps, cosine to zero in
+  each stage, gradient norm at most {config.gradient_clip}.
 
 ## Accuracy
 
