@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from published_checkpoints import LLADA, random_state, write_checkpoint
+from rank_processes import two_ranks
 from shared_model import answers, lm_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from toy_lm import PositionDenoiser, toy_lm
@@ -18,37 +15,14 @@ from transformers import PreTrainedTokenizerFast
 
 from boe.lm_eval.settings import EvaluationSettings
 
-TESTS = Path(__file__).parents[1]
-
 
 def test_two_processes_evaluate_one_model_as_one_process_does(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", LLADA, random_state(LLADA))
     inner = Tokenizer(models.WordLevel({f"w{k}": k for k in range(38)}, unk_token="w0"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(model)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
-    }
-    script = Path(__file__).with_name("shared_model.py")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, model, tmp_path],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    alone = json.loads(json.dumps(answers(lm_of(str(model), None, 1))))
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    with two_ranks(Path(__file__).with_name("shared_model.py"), model, tmp_path):
+        alone = json.loads(json.dumps(answers(lm_of(str(model), None, 1))))
     shared = json.loads((tmp_path / "found.json").read_text())
     assert shared["texts"] == alone["texts"]
     assert alone["texts"][2] == "", "the prompt that is too long"

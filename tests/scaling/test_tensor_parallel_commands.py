@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ import pytest
 import torch
 from prompt_files import answers_of, write_lines
 from published_checkpoints import LLADA, random_state, write_checkpoint
+from rank_processes import two_ranks
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -28,7 +25,6 @@ from boe.scaling.rank_group import RankGroup
 from boe.scaling.tensor_parallel import RankOutOfMemory, _ending_together
 from boe.text import TextOptions
 
-TESTS = Path(__file__).parents[1]
 SAMPLED = ["--temperature", "1", "--seed", "3", "--dtype", "float64"]
 
 
@@ -66,30 +62,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         many = ["--input", str(prompts), "--output", str(folder / kind), "--batch", "2"]
         return [[*start, *one], [*start, *many, "--shards", "2"]]
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
-    }
     given = json.dumps([[*command, "--tensor-parallel", "2"] for command in commands("two")])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("two_rank_commands.py"), folder, given],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for command in commands("one"):
-        CliRunner().invoke(app, command, input="w3 w4 w5\n")
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    with two_ranks(Path(__file__).with_name("two_rank_commands.py"), folder, given):
+        for command in commands("one"):
+            CliRunner().invoke(app, command, input="w3 w4 w5\n")
     return Ran(folder, [json.loads((folder / f"shown{k}.json").read_text()) for k in range(2)])
 
 

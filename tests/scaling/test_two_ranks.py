@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rank_processes import two_ranks
 
-TESTS = Path(__file__).parents[1]
 # How much more of float64's rounding a sum in two parts may show than one of float32 does of
 # float32's, in which everything that both leave out is the same.
 FACTOR = 3.0
@@ -23,27 +19,8 @@ FACTOR = 3.0
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both ranks found (``two_ranks.py``)."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("two_ranks.py"), folder],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    with two_ranks(Path(__file__).with_name("two_ranks.py"), folder):
+        pass
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
