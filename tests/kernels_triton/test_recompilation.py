@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from launched_shapes import GROUPS
-from uninterpreted import environment
-
-ROOT = Path(__file__).parents[2]
-
+from uninterpreted import told_by
 
 Described = dict[str, list[dict[str, list[str]]]]
 
@@ -20,16 +12,7 @@ Described = dict[str, list[dict[str, list[str]]]]
 @pytest.fixture(scope="module")
 def described() -> Described:
     """What ``launched_shapes`` tells of every call, found without the interpreter."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("launched_shapes.py"))],
-        cwd=ROOT,
-        env=environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return told_by("launched_shapes.py")
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from uninterpreted import environment
+from uninterpreted import told_by
 from warmed_binaries import CALLS
 
 from boe_kernels import (
@@ -27,7 +23,6 @@ from boe_kernels import (
 from boe_kernels._triton import ARCHITECTURES, recording
 from boe_kernels._warmup import needed_calls
 
-ROOT = Path(__file__).parents[2]
 HEADS, WIDTH, LENGTH, VOCABULARY = 2, 16, 33, 40
 
 
@@ -37,16 +32,7 @@ HEADS, WIDTH, LENGTH, VOCABULARY = 2, 16, 33, 40
 @pytest.fixture(scope="module")
 def described() -> dict[str, Any]:
     """What ``warmed_binaries`` tells, found without the interpreter."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("warmed_binaries.py"))],
-        cwd=ROOT,
-        env=environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return told_by("warmed_binaries.py")
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])

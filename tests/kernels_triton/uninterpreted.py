@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment for such a program."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return {**kept, **changes}
+
+
+def told_by(script: str) -> Any:
+    """What the ``script`` of this folder prints, as JSON."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(script))],
+        cwd=root,
+        env=environment(PYTHONPATH=str(root)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
