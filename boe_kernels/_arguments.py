@@ -7,12 +7,17 @@ and with an asynchronous device assertion elsewhere, so that no call waits for a
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from boe_kernels._triton import why_not_triton
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+GradRows = Literal["queries", "keys"]
+"""Whose rows get dk and dv: the keys that active queries see, or those of the active rows."""
 
 
 def require_tensor(name: str, value: object, rank: int | None = None) -> None:
@@ -124,6 +129,11 @@ def check_band(window: int | None, block_size: int | None) -> None:
         raise ValueError(f"window must be at least 0, got {window}")
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
+
+
+def check_grad_rows(grad_rows: str) -> None:
+    if grad_rows not in get_args(GradRows):
+        raise ValueError(f"grad_rows must be 'queries' or 'keys', got {grad_rows!r}")
 
 
 def check_attention_tensors(

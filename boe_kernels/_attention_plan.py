@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boe_kernels._arguments import check_band, require_positive
+from boe_kernels._arguments import check_band, check_grad_rows, require_positive
 from boe_kernels._dispatch import implementation
 from boe_kernels._rows import check_rows
 
@@ -77,8 +77,7 @@ class AttentionPlan:
                     f"active must hold numbers from 1 to L = {self.length}, got {count}"
                 )
         check_band(self.window, self.block_size)
-        if self.grad_rows not in ("queries", "keys"):
-            raise ValueError(f"grad_rows must be 'queries' or 'keys', got {self.grad_rows!r}")
+        check_grad_rows(self.grad_rows)
         for op in self.ops:
             if op not in OPS:
                 raise ValueError(f"ops must be among {', '.join(OPS)}, got {op!r}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from boe_kernels._arguments import (
+    GradRows,
     check_attention_tensors,
     check_band,
+    check_grad_rows,
     require_alike,
     require_shape,
     require_tensor,
@@ -19,8 +21,6 @@ from boe_kernels._dispatch import decide, note_path
 from boe_kernels._rows import check_rows, pad_rows
 from boe_kernels.query_attention import op
 from boe_kernels.query_attention.reference import reference
-
-GradRows = Literal["queries", "keys"]
 
 
 class DeferredRows:
@@ -230,8 +230,7 @@ def _check_structure(
     """Check what the three functions share; returns the scale."""
     check_attention_tensors(("q", q), ("k", k), ("v", v), key_padding_mask)
     check_band(window, block_size)
-    if grad_rows not in get_args(GradRows):
-        raise ValueError(f"grad_rows must be 'queries' or 'keys', got {grad_rows!r}")
+    check_grad_rows(grad_rows)
     for name, needed in (
         ("window", window is not None),
         ("block_size", block_size is not None),

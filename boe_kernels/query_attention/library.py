@@ -9,6 +9,8 @@ afterwards and saves nothing here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -86,34 +88,11 @@ def backward(
     out: Tensor,
     lse: Tensor,
     rows: Tensor,
-    key_padding_mask: Tensor | None,
-    scale: float,
-    window: int | None,
-    block_size: int | None,
-    grad_rows: str,
-    compact_dq: bool,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq (zeros at inactive rows, or at the rows only), dk and dv.
-
-    Args:
-        rows: the active rows, int64 (A,), or (B or 1, A) padded with −1.
-    """
-    q, out, lse = keep_rows(q, out, lse, rows)
-    return backward_of_rows(
-        dout,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        rows,
-        key_padding_mask,
-        scale,
-        window,
-        block_size,
-        grad_rows,
-        compact_dq,
-    )
+    """As :func:`backward_of_rows`, given the whole q, out and log-sum-exp."""
+    q_rows, out_rows, lse_rows = keep_rows(q, out, lse, rows)
+    return backward_of_rows(dout, q_rows, k, v, out_rows, lse_rows, rows, *rest)
 
 
 def backward_of_rows(
@@ -131,7 +110,13 @@ def backward_of_rows(
     grad_rows: str,
     compact_dq: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`backward`, given what :func:`keep_rows` kept; ``dout`` has all rows."""
+    """dq (zeros at inactive rows, or at the rows only), dk and dv.
+
+    Args:
+        dout: of all rows.
+        q_rows, out_rows, lse_rows: from :func:`keep_rows`.
+        rows: the active rows, int64 (A,), or (B or 1, A) padded with −1.
+    """
     padded = has_padding(rows)
     read = rows.clamp_min(0) if padded else rows
     dout_rows = gather_rows(dout, read)
