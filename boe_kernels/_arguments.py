@@ -136,6 +136,28 @@ def check_grad_rows(grad_rows: str) -> None:
         raise ValueError(f"grad_rows must be 'queries' or 'keys', got {grad_rows!r}")
 
 
+def _plainly_fit(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the quick check passes; if not, the full one finds out what is wrong.
+
+    Between two long kernels the caches are cold, and a line of Python takes 20 times longer
+    than in a loop of its own: the full check some 50 µs.
+    """
+    if not (type(q) is Tensor and type(k) is Tensor and type(v) is Tensor):
+        return False
+    q_shape, k_shape = q.shape, k.shape
+    return (
+        q.dtype in FLOATING
+        and q.dtype == k.dtype == v.dtype
+        and q.device == k.device == v.device
+        and len(q_shape) == len(k_shape) == 4
+        and k_shape == v.shape
+        and q_shape[0] == k_shape[0]
+        and q_shape[3] == k_shape[3] > 0
+        and k_shape[1] > 0
+        and q_shape[1] % k_shape[1] == 0
+    )
+
+
 def check_attention_tensors(
     query: tuple[str, Tensor],
     key: tuple[str, Tensor],
@@ -144,6 +166,8 @@ def check_attention_tensors(
 ) -> None:
     """Queries (B, Hq, A, D) against keys and values (B, Hkv, Lk, D), each with its name."""
     (q_name, q), (k_name, k), (v_name, v) = query, key, value
+    if key_padding_mask is None and _plainly_fit(q, k, v):
+        return
     for name, tensor in (query, key, value):
         require_tensor(name, tensor, rank=4)
     require_floating(q_name, q)

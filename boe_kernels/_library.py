@@ -46,7 +46,8 @@ def define_op(
     if differentiable is None:
         apply = transformable = partial(_RefuseDerivative.apply, name, op)
     else:
-        apply, transformable = _eager_form(differentiable).apply, differentiable.apply
+        eager = _eager_form(differentiable, op, implementation)
+        apply, transformable = eager.apply, differentiable.apply
 
     def autograd_kernel(keyset: Any, *args: Any) -> Any:
         _refuse_forward_mode(name, args)
@@ -59,7 +60,9 @@ def define_op(
     return _DifferentiableOp(op, implementation, apply, transformable)
 
 
-def _eager_form(function: Any) -> type[torch.autograd.Function]:
+def _eager_form(
+    function: Any, op: Any, implementation: Callable[..., Any]
+) -> type[torch.autograd.Function]:
     """The same function with ``forward(ctx, ...)``, which costs a third as much to apply.
 
     PyTorch inspects the signature of a function with ``setup_context`` on every call;
@@ -69,7 +72,7 @@ def _eager_form(function: Any) -> type[torch.autograd.Function]:
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            output = function.forward(*args)
+            output = implementation(*args) if _unobserved(args) else op(*args)
             function.setup_context(ctx, args, output)
             return output
 
@@ -113,22 +116,26 @@ class _DifferentiableOp:
 
 def _unobserved(args: tuple[Any, ...]) -> bool:
     """Whether nothing could tell a call of an op's implementation from one of the op."""
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and not torch._C._autograd._profiler_enabled()
-        and forward_ad._current_level < 0
-        and all(
-            type(arg) in (torch.Tensor, torch.nn.Parameter) and not arg.is_meta
-            for arg in args
-            if isinstance(arg, torch.Tensor)
-        )
-    )
+    if (
+        torch._C._len_torch_dispatch_stack() != 0
+        or torch._C._len_torch_function_stack() != 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            if type(arg) not in (torch.Tensor, torch.nn.Parameter) or arg.is_meta:
+                return False
+    return True
 
 
 def _any_requires_grad(args: tuple[Any, ...]) -> bool:
-    return any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and arg.requires_grad:
+            return True
+    return False
 
 
 def _refuse_forward_mode(name: str, args: tuple[Any, ...]) -> None:

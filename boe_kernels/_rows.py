@@ -23,6 +23,8 @@ def check_rows(
         ValueError: wrong shape or device, or a row given twice.
         IndexError: a row outside ``[0, length)`` that is not the padding −1.
     """
+    if _is_plainly_valid(rows, batch, length, like):
+        return
     require_tensor(name, rows)
     require_same_device(name, rows, "the data", like)
     if rows.dtype == torch.bool and allow_mask:
@@ -45,8 +47,6 @@ def check_rows(
     # The value checks are left out of compiled graphs, where A − 1 would be a size of its own.
     if torch.compiler.is_compiling() or rows.numel() == 0:
         return
-    if rows.device.type == "cpu" and rows.numel() <= _FEW and _is_plainly_valid(rows, length):
-        return
     require_indices(name, rows, "rows", ("L", length), padded=not shared, once="name a row twice")
 
 
@@ -54,17 +54,32 @@ def check_rows(
 _FEW = 512
 
 
-def _is_plainly_valid(rows: Tensor, length: int) -> bool:
-    """Whether the quick check passes; if not, the full one finds out what is wrong."""
-    lowest = 0 if rows.dim() == 1 else -1
-    for members in rows.view(-1, rows.shape[-1]).tolist():
-        named = set(members)
-        padding = members.count(-1) if lowest < 0 else 0
-        if len(named) + max(0, padding - 1) != len(members):
-            return False
-        if min(named) < lowest or max(named) >= length:
-            return False
-    return True
+def _is_plainly_valid(rows: Tensor, batch: int, length: int, like: Tensor) -> bool:
+    """Whether the quick check passes; if not, the full one finds out what is wrong.
+
+    For few rows, on the CPU, outside compiled graphs.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(rows) is not Tensor
+        or rows.dtype != torch.int64
+        or not rows.device.type == like.device.type == "cpu"
+        or not 0 < rows.numel() <= _FEW
+    ):
+        return False
+    if rows.dim() == 1:
+        return _are_distinct(rows.tolist(), 0, length)
+    if rows.dim() != 2 or rows.shape[0] != batch:
+        return False
+    return all(_are_distinct(members, -1, length) for members in rows.tolist())
+
+
+def _are_distinct(members: list[int], lowest: int, length: int) -> bool:
+    """Whether all are in [lowest, length), and none but −1 is there twice."""
+    padding = members.count(-1) if lowest < 0 else 0
+    if len(set(members)) + max(0, padding - 1) != len(members):
+        return False
+    return min(members) >= lowest and max(members) < length
 
 
 def pad_rows(rows: Tensor) -> Tensor:

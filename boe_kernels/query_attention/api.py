@@ -229,6 +229,14 @@ def _check_structure(
 ) -> float:
     """Check what the three functions share; returns the scale."""
     check_attention_tensors(("q", q), ("k", k), ("v", v), key_padding_mask)
+    if window is not None or block_size is not None or grad_rows != "queries":
+        _check_same_length_options(q, k, window, block_size, grad_rows)
+    return 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+
+
+def _check_same_length_options(
+    q: Tensor, k: Tensor, window: int | None, block_size: int | None, grad_rows: str
+) -> None:
     check_band(window, block_size)
     check_grad_rows(grad_rows)
     for name, needed in (
@@ -240,7 +248,6 @@ def _check_structure(
             raise ValueError(
                 f"{name} needs as many keys as queries, got Lk = {k.shape[2]} and L = {q.shape[2]}"
             )
-    return 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
 
 
 class _DeferredActiveQueryAttention(torch.autograd.Function):
