@@ -72,6 +72,11 @@ def ours(x: Inputs) -> Tensor:
     return active_query_attention(x.q, x.k, x.v, x.active)
 
 
+def library(x: Inputs) -> Tensor:
+    """The same without a kernel of ours."""
+    return active_query_attention(x.q, x.k, x.v, x.active, backend="library")
+
+
 def math(x: Inputs) -> Tensor:
     """Dense attention that holds the L×L matrix: what independence of L² is against."""
     with sdpa_kernel(SDPBackend.MATH):
@@ -83,6 +88,7 @@ TIMED: dict[str, Provider] = {
     "two_call": two_call,
     "partition": partition,
     "ours": ours,
+    "library": library,
 }
 
 

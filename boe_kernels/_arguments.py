@@ -190,7 +190,7 @@ def check_attention_tensors(
     if key_padding_mask is not None:
         require_tensor("key_padding_mask", key_padding_mask)
         if key_padding_mask.dtype != torch.bool:
-            additive = ": additive masks and biases are not supported"
+            additive = ": an additive mask is a key_bias"
             raise TypeError(
                 f"key_padding_mask must be bool, got {key_padding_mask.dtype}"
                 f"{additive if key_padding_mask.is_floating_point() else ''}"

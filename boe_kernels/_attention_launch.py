@@ -104,6 +104,17 @@ def first_occupying(q: Tensor, tiles: Sequence[Tile], programs: Callable[[Tile],
     return tiles[-1]
 
 
+def keys_per_step(tile: Tile, q: Tensor, mask: Tensor | None) -> int:
+    """Of a kernel that streams keys.
+
+    Biases take registers for each key of a step: there are half as many keys then, but no
+    fewer than 32. Heads wider than 128 have small steps anyway.
+    """
+    if mask is None or mask.dtype == torch.bool or q.shape[-1] > 128:
+        return tile.streamed
+    return max(min(tile.streamed, 32), tile.streamed // 2)
+
+
 @dataclass(frozen=True)
 class Cut:
     """Keys in ``parts`` stretches of ``stretch`` keys, the last of which may be shorter."""
@@ -148,9 +159,12 @@ def index_set(rows: Tensor) -> tuple[Tensor, int]:
     return rows, 0 if rows.shape[0] == 1 else rows.shape[1]
 
 
-def padding_mask(mask: Tensor | None) -> tuple[Tensor | None, int]:
+def mask_and_stride(mask: Tensor | None) -> tuple[Tensor | None, int]:
+    """A key mask as kernels take it, bool or float32, and how far canvases lie apart in it."""
     if mask is None:
         return None, 0
+    if mask.dtype != torch.bool:
+        mask = mask.to(torch.float32)
     mask = mask if mask.stride(1) == 1 or mask.shape[1] == 1 else mask.contiguous()
     return mask, mask.stride(0)
 

@@ -38,7 +38,7 @@ class AttentionPlan:
         dtype: of queries, keys and values.
         active: the numbers of active rows to come, 1 to L each; every one by default, which
             costs little: most need the same binaries.
-        padded: there is a ``key_padding_mask``.
+        padded: there is a ``key_padding_mask``. biased: there is a ``key_bias``, and maybe a mask.
         window, block_size, grad_rows, compact_dq: as the ops take them.
         ragged: besides index sets that the batch shares there are some of shape (B, A), B > 1.
         ops: which of ``active_query_attention``, ``active_row_attention`` and
@@ -56,6 +56,7 @@ class AttentionPlan:
     dtype: torch.dtype = torch.bfloat16
     active: Sequence[int] | None = None
     padded: bool = False
+    biased: bool = False
     window: int | None = None
     block_size: int | None = None
     ragged: bool = False
@@ -195,8 +196,9 @@ class AttentionPlan:
         return torch.arange(count, device=device).repeat(2 if own else 1, 1)
 
     def _restrictions(self, device: torch.device, batch: int) -> tuple[Any, ...]:
-        """Padding mask, scale, window and block size."""
+        """Key mask, scale, window and block size."""
         mask = None
-        if self.padded:
-            mask = torch.ones(batch, self.length, dtype=torch.bool, device=device)
+        if self.padded or self.biased:
+            dtype = torch.float32 if self.biased else torch.bool
+            mask = torch.ones(batch, self.length, dtype=dtype, device=device)
         return mask, self.head_dim**-0.5, self.window, self.block_size

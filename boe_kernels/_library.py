@@ -124,18 +124,15 @@ def _unobserved(args: tuple[Any, ...]) -> bool:
         or forward_ad._current_level >= 0
     ):
         return False
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            if type(arg) not in (torch.Tensor, torch.nn.Parameter) or arg.is_meta:
-                return False
-    return True
+    return all(
+        type(arg) in (torch.Tensor, torch.nn.Parameter) and not arg.is_meta
+        for arg in args
+        if isinstance(arg, torch.Tensor)
+    )
 
 
 def _any_requires_grad(args: tuple[Any, ...]) -> bool:
-    for arg in args:
-        if isinstance(arg, torch.Tensor) and arg.requires_grad:
-            return True
-    return False
+    return any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
 
 
 def _refuse_forward_mode(name: str, args: tuple[Any, ...]) -> None:

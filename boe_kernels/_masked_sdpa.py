@@ -1,8 +1,8 @@
 """Bidirectional attention of given query rows against all keys, from PyTorch's kernels.
 
-The primitive that the attention ops' library paths share. A *bias* is an additive mask
-in the query's dtype, 0 where a key is visible and −inf where it is not, broadcastable
-to (B, 1, A, Lk). A query that sees no key gives zeros.
+The primitive that the attention ops' library paths share. A *bias* is an additive mask,
+broadcastable to (B, 1, A, Lk), of the query's dtype or a wider one: −inf where a key is not
+visible, and 0, or the bias of a key mask, where it is. A query that sees no key gives zeros.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from boe_kernels._key_mask import bias_of, seen_keys
 from boe_kernels._rows import pad_rows
 
 _cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -21,7 +22,7 @@ _cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backw
 def visibility(
     query_rows: Tensor,
     key_rows: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     window: int | None,
     block_size: int | None,
 ) -> Tensor | None:
@@ -30,11 +31,11 @@ def visibility(
     Args:
         query_rows: int64 (B or 1, A), positions of the queries; −1 for padding.
         key_rows: int64 (Lk,), positions of the keys.
-        key_padding_mask: bool (B, Lk), True at real keys.
+        key_mask: (B, Lk), bool or floating, as in ``_key_mask``.
         window: keys farther than this from the query are not seen.
         block_size: keys beyond the end of the query's block are not seen.
     """
-    visible = padding_visibility(key_padding_mask)
+    visible = seen_keys(key_mask)
     queries = query_rows.clamp_min(0).unsqueeze(-1)
     if window is not None:
         visible = _both(visible, ((queries - key_rows).abs() <= window).unsqueeze(1))
@@ -52,32 +53,38 @@ def _both(visible: Tensor | None, further: Tensor) -> Tensor:
     return further if visible is None else visible & further
 
 
-def padding_visibility(key_padding_mask: Tensor | None) -> Tensor | None:
-    """The part of :func:`visibility` that does not depend on the query: (B, 1, 1, Lk)."""
-    return None if key_padding_mask is None else key_padding_mask[:, None, None, :]
-
-
-def as_bias(visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def as_bias(
+    visible: Tensor | None, dtype: torch.dtype, key_mask: Tensor | None = None
+) -> Tensor | None:
+    """The bias of what is visible, with that of the key mask where it has one."""
     if visible is None:
         return None
+    of_keys = bias_of(key_mask, dtype)
+    if of_keys is not None:
+        return of_keys.masked_fill(~visible, -torch.inf)
     bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return bias.masked_fill_(~visible, -torch.inf)
+
+
+def keys_bias(key_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The bias of queries that all see the same keys: (B, 1, 1, Lk)."""
+    of_keys = bias_of(key_mask, dtype)
+    return as_bias(seen_keys(key_mask), dtype) if of_keys is None else of_keys
 
 
 def rows_bias(
     query_rows: Tensor,
     k: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     window: int | None,
     block_size: int | None,
 ) -> Tensor | None:
     """The bias of the given query rows, (A,) or (B or 1, A), against all keys ``k``."""
     if window is None and block_size is None:
-        return as_bias(padding_visibility(key_padding_mask), k.dtype)
+        return keys_bias(key_mask, k.dtype)
     keys = torch.arange(k.shape[2], device=k.device)
-    return as_bias(
-        visibility(pad_rows(query_rows), keys, key_padding_mask, window, block_size), k.dtype
-    )
+    visible = visibility(pad_rows(query_rows), keys, key_mask, window, block_size)
+    return as_bias(visible, k.dtype, key_mask)
 
 
 def attend(
@@ -141,6 +148,8 @@ def _public_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: fl
     if bias is None:
         out = scaled_dot_product_attention(q, k, v, scale=scale)
         return rearrange(out, "b h (g l) d -> b (h g) l d", g=groups)
+    # Off the CPU the kernels take no bias that is wider than the queries.
+    bias = bias.to(q.dtype)
     # Backends differ on rows that see nothing (zeros, NaN): let such rows see all keys,
     # and drop what they produce, which also drops their gradients.
     blind = (bias == -torch.inf).all(dim=-1, keepdim=True)

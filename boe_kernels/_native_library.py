@@ -19,7 +19,7 @@ import torch
 
 import boe_kernels
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """The twin of ``BOE_ABI_VERSION`` in ``csrc/boe_kernels.h``."""
 
 FILE_NAME = {"darwin": "libboe_native.dylib", "win32": "libboe_native.dll"}.get(
@@ -39,6 +39,8 @@ _KERNELS: dict[str, tuple[Any, ...]] = {
         *(c_int32, c_void_p, c_int64, c_int64, c_void_p, c_float),
         *(c_void_p, c_int64, c_void_p),
     ),
+    "boe_attention_forward": (c_void_p,),
+    "boe_attention_backward": (c_void_p,),
 }
 _QUESTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "boe_abi_version": (c_int32, ()),

@@ -13,6 +13,8 @@ from boe_kernels._triton_rows import load_tile, row_pointers
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 INFINITY: tl.constexpr = tl.constexpr(float("inf"))
+LEAST_BIAS: tl.constexpr = tl.constexpr(-2.0e38)
+"""Of a key that is seen: more is as little as that, in float32."""
 
 
 @triton.jit
@@ -102,31 +104,76 @@ def key_rows(
 
 @triton.jit
 def allowed_keys(key, keep, mask_ptr, mask_stride, batch):
-    """Those of the kept keys that are no padding."""
-    if mask_ptr is not None:
+    """Those of the kept keys that are no padding.
+
+    ``mask_ptr``: the key mask, bool or float32, or None.
+    """
+    if mask_ptr is not None and mask_ptr.dtype.element_ty != tl.float32:
         places = mask_ptr + tl.cast(batch, tl.int64) * mask_stride + key
         keep = keep & (tl.load(places, mask=keep, other=0) != 0)
     return keep
+
+
+@triton.jit
+def key_biases(key, keep, mask_ptr, mask_stride, batch):
+    """The biases of keys in base 2, −∞ where one is not seen or kept. The mask is float32."""
+    places = mask_ptr + tl.cast(batch, tl.int64) * mask_stride + key
+    bias = tl.load(places, mask=keep, other=-INFINITY)
+    # In base 2 no finite bias may become −∞, which would hide the key.
+    return tl.where((bias < LEAST_BIAS) & (bias != -INFINITY), LEAST_BIAS, bias) * LOG2E
+
+
+@triton.jit
+def probabilities(
+    s,
+    scale_log2,
+    lse,
+    visible,
+    bias,
+    KEY_AXIS: tl.constexpr = 1,
+    CAPPED: tl.constexpr = True,
+):
+    """P = 2^(s·scale_log2 + bias − lse), 0 where not visible.
+
+    Args:
+        lse: in base 2, of the queries; it and ``visible`` broadcast to s.
+        bias: in base 2, of the keys, which lie along KEY_AXIS of s; or None.
+        CAPPED: lse is that of the same scores, so that P ≤ 1.
+    """
+    if bias is None:
+        p = tl.exp2(s * scale_log2 - lse)
+    else:
+        exponent = s * scale_log2 - (lse - tl.expand_dims(bias, 1 - KEY_AXIS))
+        if CAPPED:
+            # Where biases are so large that lse rounds the rest away, P must not be infinite.
+            exponent = tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        p = tl.exp2(exponent)
+    return tl.where(visible, p, 0.0)
 
 
 # --- softmax ------------------------------------------------------------------------
 
 
 @triton.jit
-def attend_tile(q, k, v, visible, acc, top, total, scale_log2):
+def attend_tile(q, k, v, visible, bias, acc, top, total, scale_log2):
     """One step of the online softmax; ``scale_log2`` ≥ 0.
 
     Args:
-        visible: bool (M, N), or None where every query sees every key.
+        visible: bool (M, N), or None where every query sees every key that the bias allows.
+        bias: of the keys (N,), in base 2, or None.
         acc, top, total: Σ P v, the maximum m and Σ P of the keys so far.
     """
     s = dot(q, tl.trans(k))
-    if visible is None:
+    if visible is None and bias is None:
         new_top = tl.maximum(top, tl.max(s, axis=1) * scale_log2)
         base = new_top
         p = tl.exp2(s * scale_log2 - base[:, None])
     else:
-        s = tl.where(visible, s * scale_log2, -INFINITY)
+        s = s * scale_log2
+        if bias is not None:
+            s += bias[None, :]
+        if visible is not None:
+            s = tl.where(visible, s, -INFINITY)
         new_top = tl.maximum(top, tl.max(s, axis=1))
         # A query that has seen no key yet must not become NaN through (−∞) − (−∞).
         base = tl.where(new_top == -INFINITY, 0.0, new_top)

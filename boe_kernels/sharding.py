@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import combinations
 from math import prod
 from typing import Any
 
@@ -153,13 +154,19 @@ def _placement(along: Any, shape: Sequence[int]) -> Any:
 
 
 def _divides_heads(args: Sequence[Any], slots: Sequence[int], rule: Rule) -> bool:
-    """Whether every rank would get whole groups of heads: as many key heads as any other."""
+    """Whether every rank would get whole groups of heads: as many key heads as any other.
+
+    DTensor combines the dimensions of a mesh, and leaves out where heads are fewer than ranks.
+    """
     heads = [
         args[s].shape[1]
         for s, along in zip(slots, rule.inputs, strict=True)
         if along == 1 and args[s].ndim == 4
     ]
-    return all(count % args[slots[0]].mesh.size() == 0 for count in heads)
+    sizes = args[slots[0]].mesh.shape
+    combined = (prod(some) for n in range(len(sizes)) for some in combinations(sizes, n + 1))
+    ranks = [count for count in combined if count <= min(heads)]
+    return bool(ranks) and all(count % n == 0 for n in ranks for count in heads)
 
 
 def _row_sets(op: Any) -> list[int]:

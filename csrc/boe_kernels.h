@@ -16,7 +16,7 @@
 #endif
 
 // To be raised with every change below; boe_kernels/_native_library.py holds its twin.
-#define BOE_ABI_VERSION 1
+#define BOE_ABI_VERSION 2
 
 #define BOE_FLOAT32 0
 #define BOE_BFLOAT16 1
@@ -70,6 +70,45 @@ BOE_API int32_t boe_soft_write_top_k(
     int32_t is_logits, int64_t top_k, const int64_t* rows, int64_t rows_batch_stride,
     int32_t dtype, const void* table, int64_t table_row_stride, int64_t width,
     const void* mask_embed, float alpha, void* canvas, int64_t length, void* delta);
+
+// A tensor (batch, heads, rows, width) and its strides. Rows that lie at their position in the
+// canvas are found there; others are in the order of the positions.
+typedef struct {
+    void* data;
+    int64_t batch_stride;
+    int64_t head_stride;
+    int64_t row_stride;
+    int64_t at_positions;
+} boe_heads;
+
+// Attention of `rows` query rows over `keys` keys, q_heads a multiple of kv_heads. What is not
+// asked for, or not there, is null.
+typedef struct {
+    int64_t dtype, batch, q_heads, kv_heads, rows, keys, width;
+    double scale;
+    int64_t window;      // rows and keys farther apart do not see each other; < 0 for none
+    int64_t block_size;  // rows see keys up to the end of their block; 0 for none
+    // Positions of the rows, (batch, rows), and of the keys, (batch, keys): -1 pads. Null for
+    // 0, 1, 2, ... A batch stride of 0 shares them.
+    const int64_t* positions;
+    int64_t positions_stride;
+    const int64_t* key_positions;
+    int64_t key_positions_stride;
+    // Added to the scaled scores, by the key's position: (batch, length).
+    const float* key_bias;
+    int64_t key_bias_stride;
+    boe_heads q, k, v, out;
+    boe_heads lse;  // float32, width 1
+    boe_heads dout, dq, dk, dv;
+} boe_attention;
+
+// out and lse. Rows that see no key give zeros and -inf.
+BOE_API int32_t boe_attention_forward(int32_t variant, int32_t threads, const boe_attention* call);
+
+// dq, and dk and dv at the keys, from dout, out and lse of the rows. Padding gives and gets
+// nothing: its dq is not written.
+BOE_API int32_t boe_attention_backward(int32_t variant, int32_t threads,
+                                       const boe_attention* call);
 
 #ifdef __cplusplus
 }

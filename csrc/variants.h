@@ -61,6 +61,72 @@ struct SoftWrite {
     float alpha;
 };
 
+// Attention goes through blocks of this many keys and tiles of this many query rows: their scores
+// stay in the processor's first cache.
+constexpr int64_t kKeys = 64;
+constexpr int64_t kRows = 64;
+// Packed rows and widths are padded with zeros to a multiple of the widest register.
+constexpr int64_t kRowStep = 16;
+
+inline constexpr int64_t padded_to_step(int64_t count) {
+    return (count + kRowStep - 1) / kRowStep * kRowStep;
+}
+
+// Rows first ... first + count - 1 of a group of query heads, whose rows follow one another.
+struct RowSource {
+    int32_t dtype;
+    const void* data;
+    int64_t head_stride;
+    int64_t row_stride;
+    int64_t width;
+    int64_t rows_per_head;
+    const int64_t* positions;  // of the rows of a head, -1 for padding, which is zeros; or null
+    bool at_positions;         // whether they lie there
+    int64_t first;
+    int64_t count;
+};
+
+// Packed query rows, float32, against keys of one head.
+struct AttentionTask {
+    int32_t dtype;  // of keys, values and their gradients
+    int64_t width;
+    float scale;
+    const void* k;
+    int64_t k_stride;
+    const void* v;
+    int64_t v_stride;
+    int64_t first_key;
+    int64_t end_key;
+    const int64_t* key_positions;  // -1 for padding; or null: in order
+    const float* key_bias;         // by position; or null
+    // Per query row, the positions of the first key that it sees and of the key after the last;
+    // or null.
+    const int32_t* begin;
+    const int32_t* end;
+    int64_t rows;  // padded
+    const float* q_t;  // (width, rows)
+    // Forward: (rows, padded width), and what the log-sum-exp is made of.
+    float* out;
+    float* top;
+    float* total;
+    // Gradient: dq is this task's share, or null; dk and dv null or at the keys.
+    const float* q;
+    const float* dout;
+    const float* dout_t;
+    const float* lse;  // +inf for rows that see no key
+    const float* delta;
+    float* dq;
+    void* dk;
+    int64_t dk_stride;
+    void* dv;
+    int64_t dv_stride;
+};
+
+// Floats of working memory that either needs besides.
+inline constexpr int64_t attention_room(int64_t width) {
+    return 2 * kKeys * kRows + 4 * kKeys * padded_to_step(width);
+}
+
 struct Kernels {
     Partial (*scan)(const Block& block);
     // The place in the block of the first element equal to value; 0 where there is none.
@@ -73,6 +139,11 @@ struct Kernels {
     // The candidates' values are their weights.
     void (*soft_write)(const SoftWrite& write, const Candidate* kept, int64_t count,
                        void* canvas_row, void* delta_row);
+    // packed (padded count, padded width); transposed (width, padded count) or null.
+    void (*pack_rows)(const RowSource& from, float* packed, float* transposed);
+    void (*unpack_row)(int32_t dtype, const float* row, void* to, int64_t first, int64_t width);
+    void (*attend)(const AttentionTask& task, float* room);
+    void (*attend_gradient)(const AttentionTask& task, float* room);
 };
 
 const Kernels& kernels_of(int32_t variant);

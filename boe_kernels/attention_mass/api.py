@@ -14,6 +14,7 @@ from boe_kernels._arguments import (
     require_tensor,
 )
 from boe_kernels._dispatch import decide, note_path
+from boe_kernels._key_mask import checked_key_mask
 from boe_kernels._rows import check_rows, pad_rows
 from boe_kernels.attention_mass import op
 from boe_kernels.attention_mass.reference import reference
@@ -27,6 +28,7 @@ def attention_mass(
     *,
     row_idx: Tensor | None = None,
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
     block_size: int | None = None,
@@ -34,8 +36,8 @@ def attention_mass(
 ) -> Tensor:
     """The attention that each key gets from given query rows, summed over rows and heads.
 
-    mass_j = Σ_h Σ_r w_r · exp(scale · q_hr · k_hj − lse_hr), over the keys j that row r sees.
-    With the log-sum-exps of a forward at hand no softmax is needed: O(S·Lk·D) time, and
+    mass_j = Σ_h Σ_r w_r · exp(scale · q_hr · k_hj + bias_j − lse_hr), over the keys j that row r
+    sees. With the log-sum-exps of a forward at hand no softmax is needed: O(S·Lk·D) time, and
     memory for the result and one block of scores. It ranks the rows of a canvas by how much
     the probes read from them. A constant: no gradient passes.
 
@@ -51,6 +53,8 @@ def attention_mass(
             keys. −1 marks padding, which contributes nothing whatever it holds. Needed with
             ``window`` or ``block_size``; otherwise it may be left out.
         key_padding_mask: bool (B, Lk), True at real keys.
+        key_bias: (B, Lk), as in ``active_query_attention``; ``lse_rows`` are then those of a
+            forward with the bias.
         scale: factor on q·k; 1/√D by default.
         window, block_size: which keys a row sees, as in ``active_query_attention``.
         backend: "auto", "triton", "library" or "reference".
@@ -62,6 +66,7 @@ def attention_mass(
         TypeError, ValueError, IndexError: an argument is not as above.
     """
     check_attention_tensors(("q_rows", q_rows), ("k", k), ("k", k), key_padding_mask)
+    key_mask = checked_key_mask(key_padding_mask, key_bias, ("q_rows", q_rows), k)
     batch, heads, count, width = q_rows.shape
     key_length = k.shape[2]
     require_tensor("lse_rows", lse_rows)
@@ -91,7 +96,7 @@ def attention_mass(
         lse_rows.detach(),
         None if weights is None else weights.detach(),
         rows,
-        key_padding_mask,
+        None if key_mask is None else key_mask.detach(),
         scale,
         window,
         block_size,

@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from boe_kernels._key_mask import bias_of
 from boe_kernels._masked_sdpa import visibility
 from boe_kernels.entropy.reference import accumulation_dtype
 
@@ -19,7 +20,7 @@ def forward(
     lse_rows: Tensor,
     weights: Tensor | None,
     rows: Tensor | None,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -37,6 +38,7 @@ def forward(
     counts = counts & (rows >= 0)[:, None]
     # exp(s − ∞) = 0: such rows need no mask of their own.
     lse_rows = torch.where(counts, lse_rows.to(dtype), torch.inf)
+    bias = bias_of(key_mask, dtype)
     mass = keys.new_zeros(batch, key_length)
     for start in range(0, count, _ROW_BLOCK):
         block = slice(start, min(start + _ROW_BLOCK, count))
@@ -44,8 +46,11 @@ def forward(
         # The heads of a group become further rows of one head: k is not expanded.
         scores = rearrange(q, "b (h g) s d -> b h (g s) d", g=group) @ keys
         scores = rearrange(scores, "b h (g s) l -> b (h g) s l", g=group)
-        p = scores.mul_(scale).sub_(lse_rows[:, :, block, None]).exp_()
-        visible = visibility(rows[:, block], positions, key_padding_mask, window, block_size)
+        scores.mul_(scale)
+        if bias is not None:
+            scores.add_(bias)
+        p = scores.sub_(lse_rows[:, :, block, None]).exp_()
+        visible = visibility(rows[:, block], positions, key_mask, window, block_size)
         if visible is not None:
             p.masked_fill_(~visible, 0.0)
         if weights is not None:

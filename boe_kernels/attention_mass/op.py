@@ -29,7 +29,7 @@ def _forward_fake(q_rows: Tensor, k: Tensor, *rest: Any) -> Tensor:
 forward_op = define_op(
     NAME,
     "(Tensor q_rows, Tensor k, Tensor lse_rows, Tensor? weights, Tensor? rows, "
-    "Tensor? key_padding_mask, float scale, int? window, int? block_size, str path) -> Tensor",
+    "Tensor? key_mask, float scale, int? window, int? block_size, str path) -> Tensor",
     _forward,
     _forward_fake,
 )

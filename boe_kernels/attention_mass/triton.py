@@ -17,7 +17,7 @@ from boe_kernels._attention_launch import (
     constants,
     dtypes_and_head_dims,
     index_set,
-    padding_mask,
+    mask_and_stride,
     strides,
     tiles_for,
     with_unit_stride,
@@ -28,7 +28,9 @@ from boe_kernels._triton_attention import (
     allowed_keys,
     dot,
     is_visible,
+    key_biases,
     load_lse,
+    probabilities,
     sees_any,
 )
 from boe_kernels._triton_rows import (
@@ -86,6 +88,9 @@ def mass_kernel(
     k_rows = row_pointers(k_ptr, k_strides, batch, kv_head, key, ALIGN)
     k = load_tile(k_rows, inside, HEAD_DIM, BLOCK_D)
     keep = allowed_keys(key, inside, mask_ptr, mask_stride, batch)
+    bias = None
+    if mask_ptr is not None and mask_ptr.dtype.element_ty == tl.float32:
+        bias = key_biases(key, inside, mask_ptr, mask_stride, batch)
     used = count
     if RAGGED:
         used = used_slots(rows_ptr, rows_stride, batch, count, BLOCK_N)
@@ -109,8 +114,9 @@ def mass_kernel(
             q = load_tile(q_rows, active, HEAD_DIM, BLOCK_D)
             lse = load_lse(lse_ptr, batch, head, kv_heads * group, count, slot, active)
             visible = is_visible(row[:, None], key[None, :], keep[None, :], window, block_size)
-            p = tl.exp2(dot(q, tl.trans(k)) * scale_log2 - lse[:, None])
-            p = tl.where(visible & (lse < float("inf"))[:, None], p, 0.0)
+            visible = visible & (lse < float("inf"))[:, None]
+            s = dot(q, tl.trans(k))
+            p = probabilities(s, scale_log2, lse[:, None], visible, bias, CAPPED=False)
             if weights_ptr is not None:
                 weights = weights_ptr + tl.cast(batch, tl.int64) * count + slot
                 p *= tl.load(weights, mask=active, other=0.0)[:, None]
@@ -125,7 +131,7 @@ def forward(
     lse_rows: Tensor,
     weights: Tensor | None,
     rows: Tensor | None,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -133,7 +139,7 @@ def forward(
     """(B, Lk) float32: the keys' shares of the rows' attention."""
     q_rows, k = with_unit_stride(q_rows), with_unit_stride(k)
     rows, rows_stride = (None, 0) if rows is None else index_set(rows)
-    mask, mask_stride = padding_mask(key_padding_mask)
+    mask, mask_stride = mask_and_stride(key_mask)
     batch, heads, count, _ = q_rows.shape
     kv_heads, key_length = k.shape[1:3]
     hidden = window is not None or block_size is not None
@@ -170,12 +176,13 @@ def forward(
 
 def aot_cases() -> Iterator[AotCase]:
     """Element and head widths, all keys seen or not."""
-    for (dtype, width), window in product(dtypes_and_head_dims(), (None, 64)):
+    hiding = ((None, False), (64, False), (64, True))
+    for (dtype, width), (window, biased) in product(dtypes_and_head_dims(), hiding):
         sample = dtype == torch.bfloat16 and width == 256 and window is not None
         q_rows, k = (torch.empty(2, 8, n, width, dtype=dtype, device="meta") for n in (64, 1024))
         weights = torch.empty(2, 64, device="meta")
         lse, rows = weights[:, None].expand(-1, 8, -1), weights.to(torch.int64)
-        call = partial(forward, q_rows, k, lse, weights, rows, None, 0.1, window, None)
-        yield AotCase(
-            f"{str(dtype).removeprefix('torch.')}, {width}, window {window}", call, sample
-        )
+        mask = torch.empty(2, 1024, device="meta") if biased else None
+        call = partial(forward, q_rows, k, lse, weights, rows, mask, 0.1, window, None)
+        what = f"{str(dtype).removeprefix('torch.')}, {width}, window {window}"
+        yield AotCase(what + (", bias" if biased else ""), call, sample)

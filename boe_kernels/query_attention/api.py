@@ -18,6 +18,7 @@ from boe_kernels._arguments import (
     require_tensor,
 )
 from boe_kernels._dispatch import decide, note_path
+from boe_kernels._key_mask import checked_key_mask, require_constant_bias
 from boe_kernels._rows import check_rows, pad_rows
 from boe_kernels.query_attention import op
 from boe_kernels.query_attention.reference import reference
@@ -52,6 +53,7 @@ def active_query_attention(
     active_idx: Tensor | DeferredRows,
     *,
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
     block_size: int | None = None,
@@ -75,6 +77,10 @@ def active_query_attention(
             counted, which waits for a GPU. Or :class:`DeferredRows`.
         key_padding_mask: bool (B, Lk), True at real keys. A query that sees no key gives
             zeros.
+        key_bias: (B, Lk), float32 or of q's dtype: added to the scaled scores of every query
+            that sees the key, in nats. −∞ excludes the key, as padding does; NaN or +∞ makes
+            every query that sees the key NaN. A constant, which gets no gradient except from
+            backend="reference".
         scale: factor on q·k; 1/√D by default.
         window: query i sees keys j with |i − j| <= window (needs Lk = L); all by default.
         block_size: query i sees keys up to the end of its block of this many rows:
@@ -83,8 +89,8 @@ def active_query_attention(
         grad_rows: "queries" gives dk and dv at every key; "keys" makes the keys and values
             of inactive rows constants as well, so that dk and dv take |A|×|A| work (needs
             Lk = L).
-        backend: "auto", "triton", "library" or "reference" (plain PyTorch, differentiable
-            twice).
+        backend: "auto", "triton", "native" (on the CPU), "library" or "reference" (plain
+            PyTorch, differentiable twice).
 
     Returns:
         (B, Hq, L, D) of q's dtype. NaN in the inputs spreads as it does in
@@ -94,21 +100,24 @@ def active_query_attention(
         TypeError, ValueError, IndexError: an argument is not as above.
     """
     scale = _check_structure(q, k, v, key_padding_mask, scale, window, block_size, grad_rows)
+    key_mask = checked_key_mask(key_padding_mask, key_bias, ("q", q), k)
     path = decide(op.NAME, backend, q.device, q.dtype, q.shape[-1]).path
+    if key_bias is not None and path != "reference":
+        require_constant_bias(op.NAME, key_bias)
     if isinstance(active_idx, DeferredRows):
         if path == "reference":
             raise ValueError("DeferredRows cannot be used with backend='reference'")
         return _DeferredActiveQueryAttention.apply(
-            q, k, v, active_idx, key_padding_mask, scale, window, block_size, grad_rows, path
+            q, k, v, active_idx, key_mask, scale, window, block_size, grad_rows, path
         )
     check_rows("active_idx", active_idx, q.shape[0], q.shape[2], like=q)
     if path == "reference":
         note_path(op.NAME, path)
         rows = pad_rows(active_idx)
-        return reference(q, k, v, rows, key_padding_mask, scale, window, block_size, grad_rows)
-    return op.forward_op(
-        q, k, v, active_idx, key_padding_mask, scale, window, block_size, grad_rows, path
-    )[0]
+        return reference(q, k, v, rows, key_mask, scale, window, block_size, grad_rows)
+    return op.forward_op(q, k, v, active_idx, key_mask, scale, window, block_size, grad_rows, path)[
+        0
+    ]
 
 
 class OutputWithLSE(NamedTuple):
@@ -117,7 +126,7 @@ class OutputWithLSE(NamedTuple):
     out: Tensor
     """(B, Hq, L, D)."""
     lse: Tensor
-    """ln Σ exp(scale · q·k) over the visible keys, float32 (B, Hq, L)."""
+    """ln Σ exp(scale · q·k + bias) over the visible keys, float32 (B, Hq, L)."""
 
 
 def active_query_forward(
@@ -126,6 +135,7 @@ def active_query_forward(
     v: Tensor,
     *,
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
     block_size: int | None = None,
@@ -141,6 +151,7 @@ def active_query_forward(
             which is so off the CPU.
     """
     scale = _check_structure(q, k, v, key_padding_mask, scale, window, block_size, "queries")
+    key_mask = checked_key_mask(key_padding_mask, key_bias, ("q", q), k)
     path = decide(op.NAME, backend, q.device, q.dtype, q.shape[-1]).path
     if path == "reference" or (path == "library" and q.device.type != "cpu"):
         raise ValueError(
@@ -149,9 +160,7 @@ def active_query_forward(
     no_rows = torch.empty(0, dtype=torch.int64, device=q.device)
     with torch.no_grad():
         return OutputWithLSE(
-            *op.forward_op(
-                q, k, v, no_rows, key_padding_mask, scale, window, block_size, "queries", path
-            )
+            *op.forward_op(q, k, v, no_rows, key_mask, scale, window, block_size, "queries", path)
         )
 
 
@@ -165,6 +174,7 @@ def active_query_backward(
     active_idx: Tensor,
     *,
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
     block_size: int | None = None,
@@ -187,6 +197,7 @@ def active_query_backward(
         TypeError, ValueError, IndexError: an argument is not as above.
     """
     scale = _check_structure(q, k, v, key_padding_mask, scale, window, block_size, grad_rows)
+    key_mask = checked_key_mask(key_padding_mask, key_bias, ("q", q), k)
     for name, value in (("dout", dout), ("out", out)):
         require_tensor(name, value, rank=4)
         require_alike(name, value, "q", q)
@@ -206,7 +217,7 @@ def active_query_backward(
             out,
             lse,
             active_idx,
-            key_padding_mask,
+            key_mask,
             scale,
             window,
             block_size,
@@ -259,18 +270,18 @@ class _DeferredActiveQueryAttention(torch.autograd.Function):
     ) -> Tensor:
         unbound = torch.empty(0, dtype=torch.int64, device=q.device)
         out, lse = op.forward_op(q, k, v, unbound, *rest)
-        key_padding_mask, *ctx.options = rest
-        ctx.save_for_backward(q, k, v, out, lse, key_padding_mask)
+        key_mask, *ctx.options = rest
+        ctx.save_for_backward(q, k, v, out, lse, key_mask)
         ctx.deferred = deferred
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, key_padding_mask = ctx.saved_tensors
+        q, k, v, out, lse, key_mask = ctx.saved_tensors
         rows = ctx.deferred.rows
         check_rows("the bound rows", rows, q.shape[0], q.shape[2], like=q)
         *options, path = ctx.options
         grads = op.backward_op(
-            dout, q, k, v, out, lse, rows, key_padding_mask, *options, False, False, path
+            dout, q, k, v, out, lse, rows, key_mask, *options, False, False, path
         )
         return (*grads, *(None,) * 7)

@@ -18,7 +18,7 @@ from boe_kernels._masked_sdpa import (
     as_bias,
     attend,
     attend_backward,
-    padding_visibility,
+    keys_bias,
     rows_bias,
     visibility,
 )
@@ -33,14 +33,14 @@ def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Output (B, Hq, L, D) and log-sum-exp (B, Hq, L), empty where the kernel keeps it."""
     if window is None and block_size is None:
-        return attend(q, k, v, as_bias(padding_visibility(key_padding_mask), q.dtype), scale)
+        return attend(q, k, v, keys_bias(key_mask, q.dtype), scale)
     length = q.shape[2]
     outs, lses = [], []
     for start in range(0, max(length, 1), _QUERY_BLOCK):
@@ -49,11 +49,11 @@ def forward(
         last = length if window is None else min(length, stop + window)
         if block_size is not None:
             last = min(last, ((max(stop, 1) - 1) // block_size + 1) * block_size)
-        padding = None if key_padding_mask is None else key_padding_mask[:, first:last]
+        mask = None if key_mask is None else key_mask[:, first:last]
         visible = visibility(
             torch.arange(start, stop, device=q.device).unsqueeze(0),
             torch.arange(first, last, device=q.device),
-            padding,
+            mask,
             window,
             block_size,
         )
@@ -61,7 +61,7 @@ def forward(
             q[:, :, start:stop],
             k[:, :, first:last],
             v[:, :, first:last],
-            as_bias(visible, q.dtype),
+            as_bias(visible, q.dtype, mask),
             scale,
         )
         outs.append(out)
@@ -106,7 +106,7 @@ def backward_of_rows(
     out_rows: Tensor,
     lse_rows: Tensor,
     rows: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -125,7 +125,7 @@ def backward_of_rows(
     dout_rows = gather_rows(dout, read)
     if padded:
         dout_rows = zero_padding(dout_rows, rows)
-    bias = rows_bias(rows, k, key_padding_mask, window, block_size)
+    bias = rows_bias(rows, k, key_mask, window, block_size)
     dq, dk, dv = attend_backward(dout_rows, q_rows, k, v, out_rows, lse_rows, bias, scale)
     if grad_rows == "keys":
         key_rows = (gather_rows(grad, read) for grad in (dk, dv))

@@ -10,12 +10,13 @@ from torch import Tensor
 from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
 from boe_kernels._masked_sdpa import gradient_layout
+from boe_kernels._native import why_not_native
 from boe_kernels._rows import pad_rows
 from boe_kernels._triton import why_not_triton
 from boe_kernels.query_attention import library
 
 NAME = "active_query_attention"
-register_paths(NAME, triton=why_not_triton, library=always)
+register_paths(NAME, triton=why_not_triton, native=why_not_native, library=always)
 
 
 def _forward(
@@ -23,7 +24,7 @@ def _forward(
     k: Tensor,
     v: Tensor,
     active_idx: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -32,7 +33,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     note_path(NAME, path)
     run = implementation(__package__, path).forward
-    return run(q, k, v, key_padding_mask, scale, window, block_size)
+    return run(q, k, v, key_mask, scale, window, block_size)
 
 
 def _forward_fake(
@@ -40,7 +41,7 @@ def _forward_fake(
     k: Tensor,
     v: Tensor,
     active_idx: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -49,7 +50,9 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     if path == "triton":
         return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    return library.forward(q, k, v, key_padding_mask, scale, window, block_size)
+    if path == "native":
+        return gradient_layout(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return library.forward(q, k, v, key_mask, scale, window, block_size)
 
 
 def _backward(
@@ -60,7 +63,7 @@ def _backward(
     out: Tensor,
     lse: Tensor,
     active_idx: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -80,7 +83,7 @@ def _backward(
         out,
         lse,
         _indices(active_idx, path),
-        key_padding_mask,
+        key_mask,
         scale,
         window,
         block_size,
@@ -101,18 +104,20 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *_, grad_rows, compact_dq, _, path = options
     dq_shape = (*q.shape[:2], active_idx.shape[-1], q.shape[3]) if compact_dq else dout.shape
+    as_canvas = path == "native" and not compact_dq
+    dq = gradient_layout(dout) if as_canvas else q.new_empty(dq_shape)
     if path == "triton" or grad_rows == "keys":
-        return q.new_empty(dq_shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    return q.new_empty(dq_shape), gradient_layout(k), gradient_layout(v)
+        return dq, k.new_empty(k.shape), v.new_empty(v.shape)
+    return dq, gradient_layout(k), gradient_layout(v)
 
 
 def _indices(active_idx: Tensor, path: str) -> Tensor:
-    """The active rows in the form that ``path`` takes: the library also takes int64 (A,)."""
-    return active_idx if _library_takes(active_idx, path) else pad_rows(active_idx)
+    """The active rows in the form that ``path`` takes: all but Triton also take int64 (A,)."""
+    return active_idx if _taken_as_is(active_idx, path) else pad_rows(active_idx)
 
 
-def _library_takes(active_idx: Tensor, path: str) -> bool:
-    return path == "library" and active_idx.dtype != torch.bool
+def _taken_as_is(active_idx: Tensor, path: str) -> bool:
+    return path != "triton" and active_idx.dtype != torch.bool
 
 
 class ActiveQueryAttention(torch.autograd.Function):
@@ -124,27 +129,25 @@ class ActiveQueryAttention(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         active_idx: Tensor,
-        key_padding_mask: Tensor | None,
+        key_mask: Tensor | None,
         scale: float,
         window: int | None,
         block_size: int | None,
         grad_rows: str,
         path: str,
     ) -> tuple[Tensor, Tensor]:
-        return forward_op(
-            q, k, v, active_idx, key_padding_mask, scale, window, block_size, grad_rows, path
-        )
+        return forward_op(q, k, v, active_idx, key_mask, scale, window, block_size, grad_rows, path)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, active_idx, key_padding_mask, *options = inputs
+        q, k, v, active_idx, key_mask, *options = inputs
         out, lse = output
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)
         # A mask has to be counted, the Triton kernels gather by themselves, transforms want to
         # see what the gradient depends on, and a DTensor is sharded by the op, not before it.
         kept_rows = (
-            _library_takes(active_idx, options[-1])
+            _taken_as_is(active_idx, options[-1])
             and not torch._C._are_functorch_transforms_active()
             and not hasattr(q, "to_local")
         )
@@ -154,7 +157,7 @@ class ActiveQueryAttention(torch.autograd.Function):
                 q, out, lse = library.keep_rows(q, out, lse, active_idx)
         *options, path = options
         ctx.options = (*options, False, kept_rows, path)
-        ctx.save_for_backward(q, k, v, out, lse, active_idx, key_padding_mask)
+        ctx.save_for_backward(q, k, v, out, lse, active_idx, key_mask)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -166,7 +169,7 @@ class ActiveQueryAttention(torch.autograd.Function):
 
 forward_op = define_op(
     NAME,
-    "(Tensor q, Tensor k, Tensor v, Tensor active_idx, Tensor? key_padding_mask, float scale, "
+    "(Tensor q, Tensor k, Tensor v, Tensor active_idx, Tensor? key_mask, float scale, "
     "int? window, int? block_size, str grad_rows, str path) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
@@ -175,7 +178,7 @@ forward_op = define_op(
 backward_op = define_op(
     f"{NAME}_backward",
     "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor active_idx, "
-    "Tensor? key_padding_mask, float scale, int? window, int? block_size, str grad_rows, "
+    "Tensor? key_mask, float scale, int? window, int? block_size, str grad_rows, "
     "bool compact_dq, bool kept_rows, str path) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,

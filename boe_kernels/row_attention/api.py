@@ -14,6 +14,7 @@ from boe_kernels._arguments import (
     require_tensor,
 )
 from boe_kernels._dispatch import decide, note_path
+from boe_kernels._key_mask import checked_key_mask, require_constant_bias
 from boe_kernels._rows import check_rows, pad_rows
 from boe_kernels.row_attention import op
 from boe_kernels.row_attention.reference import reference
@@ -28,6 +29,7 @@ def active_row_attention(
     row_idx: Tensor,
     *,
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
     block_size: int | None = None,
@@ -48,8 +50,8 @@ def active_row_attention(
         row_idx: int64 (A,) shared by the batch, or int64 (B, A) padded with −1. Padding
             rows give zeros and get none. Bool masks are not accepted: the order of
             ``q_rows`` must be known.
-        key_padding_mask, scale, window, block_size, backend: as in ``active_query_attention``;
-            positions are those of ``row_idx``.
+        key_padding_mask, key_bias, scale, window, block_size, backend: as in
+            ``active_query_attention``; positions are those of ``row_idx``.
 
     Returns:
         (B, Hq, A, D) of q_rows' dtype.
@@ -58,6 +60,7 @@ def active_row_attention(
         TypeError, ValueError, IndexError: an argument is not as above.
     """
     check_attention_tensors(("q_rows", q_rows), ("k", k), ("v", v), key_padding_mask)
+    key_mask = checked_key_mask(key_padding_mask, key_bias, ("q_rows", q_rows), k)
     batch, _, count, width = q_rows.shape
     for name, value in (("k_rows", k_rows), ("v_rows", v_rows)):
         require_tensor(name, value, rank=4)
@@ -72,8 +75,10 @@ def active_row_attention(
     rows = pad_rows(row_idx)
     scale = 1.0 / math.sqrt(width) if scale is None else float(scale)
     path = decide(op.NAME, backend, q_rows.device, q_rows.dtype, q_rows.shape[-1]).path
-    inputs = (q_rows, k_rows, v_rows, k, v, rows, key_padding_mask, scale, window, block_size)
+    inputs = (q_rows, k_rows, v_rows, k, v, rows, key_mask, scale, window, block_size)
     if path == "reference":
         note_path(op.NAME, path)
         return reference(*inputs)
+    if key_bias is not None:
+        require_constant_bias(op.NAME, key_bias)
     return op.forward_op(*inputs, path)[0]

@@ -20,7 +20,7 @@ def forward(
     k: Tensor,
     v: Tensor,
     rows: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -34,7 +34,7 @@ def forward(
     padded = has_padding(rows) if padded is None else padded
     keys = replace_rows(k, rows, k_rows)
     values = replace_rows(v, rows, v_rows)
-    bias = rows_bias(rows, k, key_padding_mask, window, block_size)
+    bias = rows_bias(rows, k, key_mask, window, block_size)
     if not padded:
         return *attend(q_rows, keys, values, bias, scale), keys, values
     out, lse = attend(zero_padding(q_rows, rows), keys, values, bias, scale)
@@ -53,7 +53,7 @@ def backward(
     out: Tensor,
     lse: Tensor,
     rows: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -62,7 +62,7 @@ def backward(
     padded = has_padding(rows)
     if padded:
         q_rows, dout = zero_padding(q_rows, rows), zero_padding(dout, rows)
-    bias = rows_bias(rows, keys, key_padding_mask, window, block_size)
+    bias = rows_bias(rows, keys, key_mask, window, block_size)
     dq, dk, dv = attend_backward(dout, q_rows, keys, values, out, lse, bias, scale)
     read = rows.clamp_min(0) if padded else rows
     dk_rows, dv_rows = gather_rows(dk, read), gather_rows(dv, read)

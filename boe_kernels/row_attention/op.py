@@ -9,6 +9,9 @@ from torch import Tensor
 
 from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
+from boe_kernels._masked_sdpa import gradient_layout
+from boe_kernels._native import why_not_native
+from boe_kernels._rows import replace_rows
 from boe_kernels._triton import why_not_triton
 from boe_kernels.row_attention import library
 
@@ -28,7 +31,7 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return why
 
 
-register_paths(NAME, triton=_why_not_triton, library=always)
+register_paths(NAME, triton=_why_not_triton, native=why_not_native, library=always)
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,6 +46,11 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if path == "triton":
         lse = q_rows.new_empty(q_rows.shape[:3], dtype=torch.float32)
         return torch.empty_like(q_rows), lse, q_rows.new_empty(0), q_rows.new_empty(0)
+    if path == "native":
+        _, k_rows, v_rows, k, v, rows, *_ = inputs
+        lse = q_rows.new_empty(q_rows.shape[:3], dtype=torch.float32)
+        merged = replace_rows(k, rows, k_rows), replace_rows(v, rows, v_rows)
+        return gradient_layout(q_rows), lse, *merged
     return library.forward(*inputs, padded=True)
 
 
@@ -71,13 +79,11 @@ class ActiveRowAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        q_rows, k_rows, v_rows, k, v, rows, key_padding_mask, *ctx.options = inputs
+        q_rows, k_rows, v_rows, k, v, rows, key_mask, *ctx.options = inputs
         out, lse, keys, values = output
         ctx.mark_non_differentiable(lse, keys, values)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            q_rows, k_rows, v_rows, k, v, keys, values, out, lse, rows, key_padding_mask
-        )
+        ctx.save_for_backward(q_rows, k_rows, v_rows, k, v, keys, values, out, lse, rows, key_mask)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -89,7 +95,7 @@ class ActiveRowAttention(torch.autograd.Function):
 forward_op = define_op(
     NAME,
     "(Tensor q_rows, Tensor k_rows, Tensor v_rows, Tensor k, Tensor v, Tensor rows, "
-    "Tensor? key_padding_mask, float scale, int? window, int? block_size, str path) "
+    "Tensor? key_mask, float scale, int? window, int? block_size, str path) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
@@ -99,7 +105,7 @@ backward_op = define_op(
     f"{NAME}_backward",
     "(Tensor dout, Tensor q_rows, Tensor k_rows, Tensor v_rows, Tensor k, Tensor v, "
     "Tensor keys, Tensor values, Tensor out, Tensor lse, Tensor rows, "
-    "Tensor? key_padding_mask, float scale, int? window, int? block_size, str path) "
+    "Tensor? key_mask, float scale, int? window, int? block_size, str path) "
     "-> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boe_kernels._key_mask import bias_of
 from boe_kernels._masked_sdpa import visibility
 from boe_kernels._rows import spread_by_selection, zero_padding
 from boe_kernels.query_attention.reference import dense_attention
@@ -17,7 +18,7 @@ def reference(
     k: Tensor,
     v: Tensor,
     rows: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -33,6 +34,7 @@ def reference(
     keys = torch.where(live, live_keys, k.detach())
     values = torch.where(live, live_values, v.detach())
     q_rows = zero_padding(q_rows, rows)
-    visible = visibility(rows, positions, key_padding_mask, window, block_size)
-    out = dense_attention(q_rows, keys, values, visible, scale)
+    visible = visibility(rows, positions, key_mask, window, block_size)
+    bias = bias_of(key_mask, torch.float32)
+    out = dense_attention(q_rows, keys, values, visible, scale, bias)
     return zero_padding(out, rows)

@@ -24,10 +24,12 @@ SHAPES = [
 ]
 
 
-def mass(q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, visible: Tensor) -> Tensor:
+def mass(
+    q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, visible: Tensor, bias: Tensor
+) -> Tensor:
     """Written out, in the dtype of ``q``."""
     keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias.to(q.dtype)[:, None, None]
     # Rows without a key have no log-sum-exp, and count for nothing.
     counts = (lse > -torch.inf)[..., None] & visible
     p = torch.where(counts, (scores - lse.to(q.dtype)[..., None]).exp(), 0.0)
@@ -37,8 +39,9 @@ def mass(q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, visible: Tensor) ->
 @pytest.mark.sanitized
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["all keys", "all masks"])
+@pytest.mark.parametrize("biased", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_mass_is_as_accurate_as_plain_pytorch(shape, masked, dtype, device):
+def test_the_mass_is_as_accurate_as_plain_pytorch(shape, biased, masked, dtype, device):
     batch, heads, length, width, count = shape
     q, k, *_ = (x.to(device) for x in random_qkv(batch, heads, length, width=width, dtype=dtype))
     random = torch.Generator().manual_seed(0)
@@ -55,7 +58,9 @@ def test_the_mass_is_as_accurate_as_plain_pytorch(shape, masked, dtype, device):
     batches = torch.arange(batch, device=device)[:, None]
     q_rows = q.transpose(1, 2)[batches, rows.clamp_min(0)].transpose(1, 2).contiguous()
     keys = k.double().repeat_interleave(heads[0] // heads[1], dim=1).transpose(-1, -2)
-    scores = q_rows.double() @ keys / math.sqrt(width)
+    bias = torch.randn(batch, length, generator=random).to(device)
+    bias = bias if biased else torch.zeros_like(bias)
+    scores = q_rows.double() @ keys / math.sqrt(width) + bias.double()[:, None, None]
     lse = scores.masked_fill(~visible, -torch.inf).logsumexp(dim=-1).float()
     with observe_paths() as seen:
         actual = attention_mass(
@@ -65,13 +70,14 @@ def test_the_mass_is_as_accurate_as_plain_pytorch(shape, masked, dtype, device):
             weights,
             row_idx=rows,
             key_padding_mask=padding,
+            key_bias=bias if biased else None,
             window=window,
             block_size=block_size,
             backend="triton",
         )
     assert {path for _, path in seen} == {"triton"}
-    truth = mass(q_rows.double(), k.double(), lse.double(), weights.double(), visible)
-    plain = mass(q_rows, k, lse, weights, visible).float()
+    truth = mass(q_rows.double(), k.double(), lse.double(), weights.double(), visible, bias)
+    plain = mass(q_rows, k, lse, weights, visible, bias).float()
     # exp(s - lse) turns the rounding of a score into an error of |s| roundings.
     size = max(1.0, largest(scores)) * largest(weights) * max(1, count) * heads[0]
     assert_as_accurate("mass", actual, truth, plain, FORWARD_FACTOR, size)

@@ -12,6 +12,7 @@ from dense_attention import (
     assert_as_accurate_as_dense,
     keep_rows,
     output_and_gradients,
+    random_key_bias,
     random_qkv,
     take_rows,
     visible_keys,
@@ -48,6 +49,7 @@ class Problem:
     rows: object = "third"
     options: dict[str, object] = field(default_factory=dict)
     padded: bool = False
+    biased: bool = False
 
     def index_set(self, device: torch.device) -> Tensor:
         """The active rows."""
@@ -79,6 +81,11 @@ class Problem:
         if self.batch > 1:
             mask[-1] = False
         return mask.to(device)
+
+    def bias(self, device: torch.device) -> Tensor | None:
+        """Excludes some keys, and all of the second canvas."""
+        keys = self.key_length or self.length
+        return random_key_bias(self.batch, keys).to(device) if self.biased else None
 
     def tensors(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         """q, k, v and the gradient of the output."""
@@ -120,6 +127,10 @@ PROBLEMS = {
     "blocks": Problem(options={"block_size": 16}, rows="ragged"),
     "all masks": Problem(padded=True, options={"window": 21, "block_size": 7}),
     "scale": Problem(options={"scale": 0.31}),
+    "bias": Problem(batch=3, biased=True, rows="ragged"),
+    "bias, all masks": Problem(
+        batch=3, biased=True, padded=True, options={"window": 21, "block_size": 7}
+    ),
 }
 LARGE_PROBLEMS = {
     "d=128": Problem(length=513, width=128, heads=(8, 8), rows=64),
@@ -131,6 +142,9 @@ LARGE_PROBLEMS = {
     "all of many": Problem(batch=1, heads=(4, 1), length=1500, width=128, rows="all"),
     "long, masked": Problem(
         batch=2, heads=(8, 2), length=1025, width=128, rows="ragged", padded=True
+    ),
+    "long, biased": Problem(
+        batch=1, heads=(8, 2), length=1025, width=128, rows=200, padded=True, biased=True
     ),
     "long window": Problem(length=2000, width=64, rows=300, options={"window": 100}),
     "long blocks": Problem(
@@ -154,12 +168,17 @@ def check(problem: Problem, actual: tuple[Tensor, ...], *tensors: Tensor) -> Non
         keep_rows(grad, rows),
         problem.visible(grad.device),
         scale,  # type: ignore[arg-type]
+        key_bias=problem.bias(grad.device),
     )
 
 
+def hides(problem: Problem, device: torch.device) -> dict[str, Tensor | None]:
+    return {"key_padding_mask": problem.padding(device), "key_bias": problem.bias(device)}
+
+
 def attend(problem: Problem, device: torch.device, **options: object) -> Attention:
-    rows, padding = problem.index_set(device), problem.padding(device)
-    every = {"key_padding_mask": padding, "backend": "triton", **problem.options, **options}
+    rows, hiding = problem.index_set(device), hides(problem, device)
+    every = {**hiding, "backend": "triton", **problem.options, **options}
     return lambda q, k, v: active_query_attention(q, k, v, rows, **every)
 
 

@@ -9,6 +9,7 @@ import torch
 from dense_attention import (
     assert_rows_are_as_accurate_as_dense,
     output_and_gradients,
+    random_key_bias,
     random_qkv,
     take_rows,
 )
@@ -34,6 +35,7 @@ class Problem:
     count: int = 13
     ragged: bool = False
     padded: bool = False
+    biased: bool = False
     options: dict[str, int] = field(default_factory=dict)
 
     def rows(self, device: torch.device) -> Tensor:
@@ -51,6 +53,10 @@ class Problem:
             return None
         keys = torch.arange(self.length, device=device)
         return (keys % 5 != 3).expand(self.batch, -1)
+
+    def bias(self, device: torch.device) -> Tensor | None:
+        """Excludes some keys, and all of the second canvas."""
+        return random_key_bias(self.batch, self.length).to(device) if self.biased else None
 
     def tensors(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         """Live q, k, v, frozen k, v, and the gradient of the output."""
@@ -79,6 +85,10 @@ PROBLEMS = {
     "window": Problem(options={"window": 9}),
     "blocks": Problem(options={"block_size": 16}),
     "all masks": Problem(padded=True, ragged=True, options={"window": 21, "block_size": 7}),
+    "bias": Problem(batch=3, biased=True),
+    "bias, all masks": Problem(
+        batch=3, biased=True, padded=True, ragged=True, options={"window": 21, "block_size": 7}
+    ),
 }
 LARGE_PROBLEMS = {
     "LLaDA 32/32": Problem(batch=1, heads=(32, 32), length=1024, width=128, count=64),
@@ -90,7 +100,9 @@ LARGE_PROBLEMS = {
 
 def run(problem: Problem, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     *live, frozen_k, frozen_v, grad = tensors
-    options = {"key_padding_mask": problem.padding(grad.device), **problem.options}
+    device = grad.device
+    hiding = {"key_padding_mask": problem.padding(device), "key_bias": problem.bias(device)}
+    options = {**hiding, **problem.options}
     rows = problem.rows(grad.device)
     return output_and_gradients(
         lambda *rows_of_qkv: active_row_attention(
@@ -112,6 +124,7 @@ def check(problem: Problem, actual: tuple[Tensor, ...], tensors: tuple[Tensor, .
         key_padding_mask=problem.padding(grad.device),
         window=problem.options.get("window"),
         block_size=problem.options.get("block_size"),
+        key_bias=problem.bias(grad.device),
     )
 
 

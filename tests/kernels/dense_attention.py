@@ -89,14 +89,32 @@ def visible_keys(
     return visible
 
 
+def random_key_bias(batch: int, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, Lk): a tenth of the keys are excluded, and every key of the second canvas."""
+    generator = torch.Generator().manual_seed(5)
+    bias = 2.0 * torch.randn(batch, length, generator=generator, dtype=torch.float64)
+    bias[torch.rand(batch, length, generator=generator) < 0.1] = -torch.inf
+    bias[1:2] = -torch.inf
+    return bias.to(dtype)
+
+
 def dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None = None,
+    scale: float | None = None,
+    key_bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale · q kᵀ) v in the inputs' dtype; zeros where a query sees no key."""
+    """softmax(scale · q kᵀ + bias) v in the inputs' dtype; zeros where a query sees no key."""
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = (q * scale) @ k.transpose(-1, -2)
+    if key_bias is not None:
+        excluded = (key_bias == -torch.inf)[:, None, None]
+        scores = scores + key_bias.to(q.dtype)[:, None, None].masked_fill(excluded, 0.0)
+        visible = ~excluded if visible is None else visible & ~excluded
     if visible is None:
         return scores.softmax(dim=-1) @ v
     p = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
@@ -119,6 +137,7 @@ def assert_as_accurate_as_dense(
     visible: Tensor | None = None,
     scale: float | None = None,
     select: Callable[..., tuple[Tensor, ...]] = lambda *everything: everything,
+    key_bias: Tensor | None = None,
 ) -> None:
     """``actual`` (out, dq, dk, dv) against dense attention in float64 and in its own dtype.
 
@@ -128,7 +147,7 @@ def assert_as_accurate_as_dense(
 
     def dense(dtype: torch.dtype) -> tuple[Tensor, ...]:
         results = output_and_gradients(
-            lambda q, k, v: dense_attention(q, k, v, visible, scale),
+            lambda q, k, v: dense_attention(q, k, v, visible, scale, key_bias),
             tuple(x.to(dtype) for x in inputs),
             grad_output.to(dtype),
         )
@@ -141,6 +160,8 @@ def assert_as_accurate_as_dense(
     # Kernels rebuild P as exp(s - lse), which turns the rounding of a score s into an error
     # of |s| roundings in P; dS = P (dP - delta) is a difference of two numbers like dP.
     score = max(1.0, scale_size * largest(q.abs() @ keys))
+    if key_bias is not None:
+        score += largest(key_bias.double().masked_fill(key_bias == -torch.inf, 0.0))
     score_gradient = score * scale_size * largest(grad_output.double().abs() @ values)
     intermediates = (
         largest(v),
@@ -172,6 +193,7 @@ def assert_rows_are_as_accurate_as_dense(
     window: int | None = None,
     scale: float | None = None,
     block_size: int | None = None,
+    key_bias: Tensor | None = None,
 ) -> None:
     """``actual`` (out, dq, dk, dv) of the rows (B, A) of a canvas, live there and frozen
     elsewhere, against dense attention over the merged canvas."""
@@ -189,4 +211,5 @@ def assert_rows_are_as_accurate_as_dense(
         visible_keys(rows.clamp_min(0), k.shape[2], key_padding_mask, window, block_size),
         scale,
         select=at_rows,
+        key_bias=key_bias,
     )

@@ -101,7 +101,7 @@ def key_padding_masks() -> dict[str, Bad]:
         "key_padding_mask of floats": mask(
             torch.ones(B, LK),
             TypeError,
-            "must be bool, got torch.float32: additive masks and biases are not supported",
+            "must be bool, got torch.float32: an additive mask is a key_bias",
         ),
         "key_padding_mask of integers": mask(torch.ones(B, LK).long(), TypeError, "must be bool"),
         "key_padding_mask too short": mask(

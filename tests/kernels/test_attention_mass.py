@@ -31,9 +31,14 @@ def blind_canvas(length: int) -> Tensor:
     return mask
 
 
-def scores(q: Tensor, k: Tensor, scale: float, visible: Tensor) -> Tensor:
+def scores(
+    q: Tensor, k: Tensor, scale: float, visible: Tensor, key_bias: Tensor | None = None
+) -> Tensor:
     keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    return ((q @ keys.transpose(-1, -2)) * scale).masked_fill(~visible, -torch.inf)
+    s = (q @ keys.transpose(-1, -2)) * scale
+    if key_bias is not None:
+        s = s + key_bias.to(q.dtype)[:, None, None]
+    return s.masked_fill(~visible, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -59,18 +64,19 @@ class Problem:
         weighted: bool = False,
         mask: Tensor | None = None,
         scale: float = 0.3,
+        bias: Tensor | None = None,
         **hidden: int,
     ) -> Problem:
         q, k, *_ = random_qkv(batch, heads, length, None, width, dtype)
         rows = rows.expand(batch, -1)
         q_rows = torch.stack([q[b][:, members] for b, members in enumerate(rows.clamp_min(0))])
-        options = {"key_padding_mask": mask, "scale": scale, **hidden}
+        options = {"key_padding_mask": mask, "key_bias": bias, "scale": scale, **hidden}
         weights = None
         if weighted:
             generator = torch.Generator().manual_seed(2)
             weights = torch.randn(rows.shape, generator=generator)
         case = cls(q_rows, k, torch.empty(0), weights, rows, options)
-        s = scores(q_rows.double(), k.double(), scale, case.visible())
+        s = scores(q_rows.double(), k.double(), scale, case.visible(), bias)
         kept = torch.promote_types(dtype, torch.float32)
         return replace(case, lse_rows=s.logsumexp(dim=-1).to(kept))
 
@@ -92,7 +98,8 @@ class Problem:
 
     def by_hand(self, dtype: torch.dtype) -> Tensor:
         """Row by row, in ``dtype``."""
-        s = scores(self.q_rows.to(dtype), self.k.to(dtype), self.options["scale"], self.visible())
+        scale, bias = self.options["scale"], self.options["key_bias"]
+        s = scores(self.q_rows.to(dtype), self.k.to(dtype), scale, self.visible(), bias)
         mass = torch.zeros(self.k.shape[0], self.k.shape[2], dtype=dtype)
         for b, members in enumerate(self.rows.tolist()):
             for r, row in enumerate(members):

@@ -70,7 +70,13 @@ CALLS: dict[str, Callable[..., torch.Tensor]] = {
     "tis_scores": call_tis_scores,
 }
 OPS = tuple(CALLS)
-WITH_NATIVE = ("entropy_stats", "inject_soft_embeddings(top_k)", "linear_entropy")
+WITH_NATIVE = (
+    "active_query_attention",
+    "active_row_attention",
+    "entropy_stats",
+    "inject_soft_embeddings(top_k)",
+    "linear_entropy",
+)
 
 
 def call(op: str, dtype: torch.dtype = torch.float32, **options: object) -> torch.Tensor:

@@ -171,7 +171,9 @@ def test_query_attention_is_right_on_another_device(off_the_cpu, rows, options):
     *inputs, grad = random_qkv(heads=(8, 2), length=40)
     rows, options = ROWS[rows], OP_OPTIONS[options]
     actual = output_and_gradients(
-        lambda q, k, v: active_query_attention(q, k, v, rows, **options), inputs, grad
+        lambda q, k, v: active_query_attention(q, k, v, rows, backend="library", **options),
+        inputs,
+        grad,
     )
     positions = torch.arange(40).expand(2, -1)
     padding, window = options.get("key_padding_mask"), options.get("window")
@@ -185,7 +187,7 @@ def test_query_attention_with_deferred_rows_is_right_on_another_device(off_the_c
     deferred = DeferredRows()
     deferred.bind(ROWS["ragged"])
     actual = output_and_gradients(
-        lambda q, k, v: active_query_attention(q, k, v, deferred), inputs, grad
+        lambda q, k, v: active_query_attention(q, k, v, deferred, backend="library"), inputs, grad
     )
     assert_as_accurate_as_dense(actual, inputs, keep_rows(grad, ROWS["ragged"]))
     assert off_the_cpu
@@ -195,7 +197,7 @@ def test_an_empty_index_set_is_right_on_another_device(off_the_cpu):
     *inputs, grad = random_qkv(heads=(8, 2), length=40)
     rows = torch.zeros(2, 0, dtype=torch.int64)
     actual = output_and_gradients(
-        lambda q, k, v: active_query_attention(q, k, v, rows), inputs, grad
+        lambda q, k, v: active_query_attention(q, k, v, rows, backend="library"), inputs, grad
     )
     assert_as_accurate_as_dense(actual, inputs, keep_rows(grad, rows))
     assert off_the_cpu == ["public"], "there is nothing to do in the backward"
@@ -233,7 +235,9 @@ def test_row_attention_is_right_on_another_device(off_the_cpu, rows, options):
     rows, options = ROWS[rows].expand(2, -1), OP_OPTIONS[options]
     q, grad, *live_keys = (take_rows(x, rows) for x in (q, grad, k.flip(2), v.flip(2)))
     actual = output_and_gradients(
-        lambda *live: active_row_attention(*live, k, v, rows, **options), (q, *live_keys), grad
+        lambda *live: active_row_attention(*live, k, v, rows, backend="library", **options),
+        (q, *live_keys),
+        grad,
     )
     assert_rows_are_as_accurate_as_dense(actual, (q, *live_keys), (k, v), rows, grad, **options)
     assert off_the_cpu == ["public", "public"], "once forward, once backward"

@@ -16,11 +16,13 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-OLD_INTERPRETER = (
-    tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
-    and int(numpy.__version__.split(".")[0]) >= 2
-    and int(numpy.__version__.split(".")[1]) >= 4
-)
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+OLD_INTERPRETER = _release(triton.__version__) < (3, 7) and _release(numpy.__version__) >= (2, 4)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

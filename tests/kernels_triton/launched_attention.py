@@ -30,9 +30,14 @@ def index_set(batch: int, count: int, first: int = 0) -> Tensor:
     return meta(batch * count + first, dtype=torch.int64)[first:].view(batch, count)
 
 
-def forward(batch: int, length: int, window: int | None = None) -> None:
+def key_bias(batch: int, length: int, first: int = 0) -> Tensor:
+    """Biases that begin anywhere in memory."""
+    return meta(batch * length + first, dtype=torch.float32)[first:].view(batch, length)
+
+
+def forward(batch: int, length: int, window: int | None = None, mask: Tensor | None = None) -> None:
     q, k = canvas(batch, length), canvas(batch, length, KV_HEADS)
-    query_kernels.forward(q, k, k, None, 0.1, window, None)
+    query_kernels.forward(q, k, k, mask, 0.1, window, None)
 
 
 def backward(
@@ -43,11 +48,12 @@ def backward(
     first: int = 0,
     compact: bool = False,
     grad_rows: str = "queries",
+    mask: Tensor | None = None,
 ) -> None:
     q, k = canvas(batch, length), canvas(batch, length, KV_HEADS)
     lse = meta(batch, HEADS, length, dtype=torch.float32)
     rows = index_set(1 if shared else batch, count, first)
-    options = (None, 0.1, None, None, grad_rows, compact)
+    options = (mask, 0.1, None, None, grad_rows, compact)
     query_kernels.backward(q, q, k, k, q, lse, rows, *options)
 
 
@@ -76,6 +82,14 @@ ATTENTION_GROUPS: dict[str, list[Callable[[], None]]] = {
     ],
     "attention with a window": [
         partial(forward, 1, 1024, window) for window in (1, 64, 511, 1 << 40)
+    ],
+    "attention with a bias anywhere in memory": [
+        partial(forward, batch, length, mask=key_bias(batch, length, first))
+        for batch, length, first in ((1, 1024, 0), (3, 127, 1), (2, 1, 0), (1, 64, 3))
+    ],
+    "active rows with a bias, split": [
+        partial(backward, batch, length, count, mask=key_bias(batch, length, first))
+        for batch, length, count, first in ((1, 1024, 65, 0), (2, 1000, 333, 1))
     ],
     "active rows, one pass": [
         partial(backward, *sizes)

@@ -19,6 +19,7 @@ from dense_attention import (
 from torch import Tensor
 
 from boe_kernels import active_query_attention, decide
+from boe_kernels._key_mask import as_key_mask
 from boe_kernels._rows import pad_rows
 from boe_kernels._triton import why_not_heads
 from boe_kernels.query_attention import triton as kernels
@@ -55,13 +56,14 @@ class Problem:
     scale: float = 0.3
     window: int | None = None
     block_size: int | None = None
+    bias: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Tensor, **sizes: object) -> Problem:
         """Of the restrictions and what ``random_qkv`` takes."""
         restrictions = {
             name: sizes.pop(name)
-            for name in ("mask", "scale", "window", "block_size")
+            for name in ("mask", "scale", "window", "block_size", "bias")
             if name in sizes
         }
         *inputs, grad = random_qkv(**sizes)
@@ -69,7 +71,7 @@ class Problem:
 
     @property
     def restrictions(self) -> tuple[object, ...]:
-        return self.mask, self.scale, self.window, self.block_size
+        return as_key_mask(self.mask, self.bias), self.scale, self.window, self.block_size
 
     def forward(self) -> tuple[Tensor, Tensor]:
         return kernels.forward(*self.inputs, *self.restrictions)
@@ -98,7 +100,9 @@ class Problem:
             return out, dq, dk, dv
 
         grad = keep_rows(self.grad, self.rows)
-        assert_as_accurate_as_dense(actual, self.inputs, grad, visible, self.scale, select)
+        assert_as_accurate_as_dense(
+            actual, self.inputs, grad, visible, self.scale, select, self.bias
+        )
 
 
 def equal(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:

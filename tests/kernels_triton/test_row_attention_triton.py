@@ -16,6 +16,7 @@ from dense_attention import (
 from torch import Tensor
 
 from boe_kernels import active_row_attention
+from boe_kernels._key_mask import as_key_mask
 from boe_kernels.row_attention import op
 from boe_kernels.row_attention import triton as kernels
 
@@ -44,6 +45,7 @@ class Problem:
     scale: float = 0.3
     window: int | None = None
     block_size: int | None = None
+    bias: Tensor | None = None
 
     @classmethod
     def of(
@@ -64,7 +66,7 @@ class Problem:
 
     @property
     def restrictions(self) -> tuple[object, ...]:
-        return self.mask, self.scale, self.window, self.block_size
+        return as_key_mask(self.mask, self.bias), self.scale, self.window, self.block_size
 
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output and gradients."""
@@ -84,6 +86,7 @@ class Problem:
             self.window,
             self.scale,
             self.block_size,
+            self.bias,
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from launched_attention import HEADS, KV_HEADS, WIDTH, backward, forward, mass, replay
+from launched_attention import HEADS, KV_HEADS, WIDTH, backward, forward, key_bias, mass, replay
 from launched_shapes import draw, head, score, statistics, write
 
 from bench.binaries import specialisations
@@ -33,6 +33,14 @@ PLANS: tuple[Plan, ...] = (
         grad_rows="keys",
         ops=("active_query_attention",),
     ),
+    AttentionPlan(
+        HEADS,
+        WIDTH,
+        LENGTH,
+        kv_heads=KV_HEADS,
+        biased=True,
+        ops=("active_query_attention",),
+    ),
     VocabularyPlan(VOCABULARY, EMBEDDING, 1000),
     VocabularyPlan(VOCABULARY, EMBEDDING, 1000, suppressed=2, ops=("entropy_stats",)),
     VocabularyPlan(VOCABULARY, EMBEDDING, 1, dtype=torch.float32, ops=("tis_scores",)),
@@ -43,6 +51,11 @@ CALLS: dict[str, Callable[[], None]] = {
     **{f"backward, {n} rows": partial(backward, 3, LENGTH, n) for n in COUNTS},
     **{f"backward, sets of {n}": partial(backward, 2, LENGTH, n, shared=False) for n in COUNTS},
     **{f"backward, {n} keys": partial(backward, 1, LENGTH, n, grad_rows="keys") for n in COUNTS},
+    "forward with a bias": partial(forward, 2, LENGTH, mask=key_bias(2, LENGTH)),
+    **{
+        f"backward with a bias, {n} rows": partial(backward, 2, LENGTH, n, mask=key_bias(2, LENGTH))
+        for n in COUNTS
+    },
     **{f"replay of {n} rows": partial(replay, 2, LENGTH, n) for n in COUNTS},
     **{f"mass of {n} rows": partial(mass, 2, LENGTH, n) for n in COUNTS},
     **{f"statistics of {n} rows": partial(statistics, n, VOCABULARY) for n in (1, 63, 264, 999)},

@@ -27,25 +27,30 @@ _HIDING: dict[str, dict[str, Any]] = {
     "window": {"window": 64},
     "blocks": {"block_size": 32},
     "padding, window, blocks": {"padded": True, "window": 64, "block_size": 32},
+    "bias": {"biased": True},
+    "bias, window, blocks": {"biased": True, "window": 64, "block_size": 32},
 }
-"""What hides keys, by the name that it has in a case."""
+"""What hides or weighs keys, by the name that it has in a case."""
 
-_EXTREMES = ("everything seen", "padding, window, blocks")
+_EXTREMES = ("everything seen", "padding, window, blocks", "bias, window, blocks")
 
 _SAMPLED = {
     "forward, bfloat16, 128, everything seen",
     "forward, bfloat16, 128, window",
     "forward, bfloat16, 256, padding",
+    "forward, bfloat16, 128, bias",
     "forward, float32, 64, everything seen",
     "one pass, bfloat16, 128, everything seen",
     "one pass, bfloat16, 256, window",
     "one pass, float16, 80",
+    "one pass, bfloat16, 128, bias",
     "split, bfloat16, 128, window",
+    "split, bfloat16, 128, bias, window, blocks",
 }
 
 
 def aot_cases() -> Iterator[AotCase]:
-    """Every tile of the table: element and head widths, and what hides keys.
+    """Every tile of the table: element and head widths, and what hides or weighs keys.
 
     And the check of index values, which all ops share and attention needs the most.
     """
@@ -79,12 +84,13 @@ def _case(
     window: int | None = None,
     block_size: int | None = None,
     padded: bool = False,
+    biased: bool = False,
     heads: int = _MANY,
     grad_rows: str = "queries",
 ) -> None:
     """The launches of one kernel on meta tensors, in every tile that it has.
 
-    Where keys are padded each canvas has an index set of its own, else all share one.
+    Where keys are padded or biased each canvas has an index set of its own, else all share one.
     """
 
     def meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -92,7 +98,8 @@ def _case(
 
     length, batch = 1024, 2
     q = meta(batch, length, heads, width, dtype=dtype).transpose(1, 2)
-    mask = meta(batch, length, dtype=torch.bool) if padded else None
+    own = padded or biased
+    mask = meta(batch, length, dtype=torch.float32 if biased else torch.bool) if own else None
     restrictions = (mask, 0.1, window, block_size)
     if kernel == "forward":
         forward(q, q, q, *restrictions)
@@ -103,5 +110,5 @@ def _case(
         counts = [tile.held for tile in tiles_for("one_pass", q, hidden)]
     lse = meta(batch, heads, length, dtype=torch.float32)
     for count in counts:
-        rows = meta(batch if padded else 1, count, dtype=torch.int64)
+        rows = meta(batch if own else 1, count, dtype=torch.int64)
         backward(q, q, q, q, q, lse, rows, *restrictions, grad_rows, False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boe_kernels._attention_launch import index_set, padding_mask, tiles_for, with_unit_stride
+from boe_kernels._attention_launch import index_set, mask_and_stride, tiles_for, with_unit_stride
 from boe_kernels.query_attention.triton.one_pass import one_pass
 from boe_kernels.query_attention.triton.split import split
 
@@ -23,7 +23,7 @@ def backward(
     out: Tensor,
     lse: Tensor,
     rows: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -44,7 +44,7 @@ def backward(
     virtual = count * (heads // k.shape[1])
     fitting = [tile for tile in tiles_for("one_pass", q, hidden) if tile.held >= virtual]
     rows, rows_stride = index_set(rows)
-    mask, mask_stride = padding_mask(key_padding_mask)
+    mask, mask_stride = mask_and_stride(key_mask)
     if fitting and grad_rows == "queries":
         one_pass(
             dout, q, k, v, out, lse, rows, rows_stride, mask, mask_stride, dq, dk, dv,

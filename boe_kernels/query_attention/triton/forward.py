@@ -11,7 +11,8 @@ from boe_kernels._attention_launch import (
     bounded,
     ceil_div,
     constants,
-    padding_mask,
+    keys_per_step,
+    mask_and_stride,
     strides,
     tiles_for,
     with_unit_stride,
@@ -23,6 +24,7 @@ from boe_kernels._triton_attention import (
     attend_tile,
     finish_softmax,
     is_visible,
+    key_biases,
 )
 from boe_kernels._triton_rows import (
     RUNTIME,
@@ -130,12 +132,17 @@ def fwd_kernel(
                 k = load_tile(k_rows, keep, HEAD_DIM, BLOCK_D, stretch == 1)
                 v = load_tile(v_rows, keep, HEAD_DIM, BLOCK_D, stretch == 1)
                 visible = None
+                bias = None
                 if stretch != 1:
                     keep = allowed_keys(key, keep, mask_ptr, mask_stride, batch)
-                    visible = is_visible(
-                        row[:, None], key[None, :], keep[None, :], window, block_size
-                    )
-                acc, top, total = attend_tile(q, k, v, visible, acc, top, total, scale_log2)
+                    if mask_ptr is not None and mask_ptr.dtype.element_ty == tl.float32:
+                        bias = key_biases(key, keep, mask_ptr, mask_stride, batch)
+                    # What a bias hides needs no mask besides.
+                    if bias is None or window is not None or block_size is not None:
+                        visible = is_visible(
+                            row[:, None], key[None, :], keep[None, :], window, block_size
+                        )
+                acc, top, total = attend_tile(q, k, v, visible, bias, acc, top, total, scale_log2)
 
     out, lse = finish_softmax(acc, top, total)
     out_rows = row_pointers(out_ptr, out_strides, batch, head, row, ALIGN)
@@ -148,14 +155,14 @@ def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Output in the layout of q, and log-sum-exp float32 (B, Hq, L)."""
     q, k, v = (with_unit_stride(x) for x in (q, k, v))
-    mask, mask_stride = padding_mask(key_padding_mask)
+    mask, mask_stride = mask_and_stride(key_mask)
     out = torch.empty_like(q)
     batch, heads, length, _ = q.shape
     lse = q.new_empty((batch, heads, length), dtype=torch.float32)
@@ -184,7 +191,7 @@ def forward(
         heads // k.shape[1],
         **constants(q, k, v, out),
         BLOCK_M=tile.held,
-        BLOCK_N=tile.streamed,
+        BLOCK_N=keys_per_step(tile, q, mask),
         **tile.options,
     )
     return out, lse

@@ -11,6 +11,8 @@ from boe_kernels._triton_attention import (
     allowed_keys,
     dot,
     is_visible,
+    key_biases,
+    probabilities,
     sees_any,
 )
 from boe_kernels._triton_rows import (
@@ -123,6 +125,9 @@ def bwd_dkdv_kernel(
         k = load_tile(k_rows, keep, HEAD_DIM, BLOCK_D)
         v = load_tile(v_rows, keep, HEAD_DIM, BLOCK_D)
         keep = allowed_keys(key, keep, mask_ptr, mask_stride, batch)
+        bias = None
+        if mask_ptr is not None and mask_ptr.dtype.element_ty == tl.float32:
+            bias = key_biases(key, keep, mask_ptr, mask_stride, batch)
         used = count
         if RAGGED:
             used = used_slots(rows_ptr, rows_stride, batch, count, BLOCK_N)
@@ -154,8 +159,8 @@ def bwd_dkdv_kernel(
                 q = load_tile(q_rows, active, HEAD_DIM, BLOCK_D)
                 dout = load_tile(g_rows, active, HEAD_DIM, BLOCK_D, column_stride=dout_strides[3])
                 visible = is_visible(row[None, :], key[:, None], keep[:, None], window, block_size)
-                p = tl.exp2(dot(k, tl.trans(q)) * scale_log2 - lse[None, :])
-                p = tl.where(visible, p, 0.0)
+                s = dot(k, tl.trans(q))
+                p = probabilities(s, scale_log2, lse[None, :], visible, bias, KEY_AXIS=0)
                 dv = add_dot(p.to(dout.dtype), dout, dv)
                 ds = p * (dot(v, tl.trans(dout)) - delta[None, :])
                 dk = add_dot(ds.to(q.dtype), q, dk)

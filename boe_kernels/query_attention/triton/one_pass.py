@@ -34,8 +34,10 @@ from boe_kernels._triton_attention import (
     allowed_keys,
     dot,
     is_visible,
+    key_biases,
     load_lse,
     load_queries,
+    probabilities,
     seen_keys,
 )
 from boe_kernels._triton_rows import (
@@ -156,9 +158,11 @@ def bwd_one_pass_kernel(
             k = load_tile(k_rows, seen, HEAD_DIM, BLOCK_D)
             v = load_tile(v_rows, seen, HEAD_DIM, BLOCK_D)
             seen = allowed_keys(key, seen, mask_ptr, mask_stride, batch)
+            bias = None
+            if mask_ptr is not None and mask_ptr.dtype.element_ty == tl.float32:
+                bias = key_biases(key, seen, mask_ptr, mask_stride, batch)
             visible = is_visible(row[:, None], key[None, :], seen[None, :], window, block_size)
-            p = tl.exp2(dot(q, tl.trans(k)) * scale_log2 - lse[:, None])
-            p = tl.where(visible, p, 0.0)
+            p = probabilities(dot(q, tl.trans(k)), scale_log2, lse[:, None], visible, bias)
             dv = dot(tl.trans(p.to(dout.dtype)), dout)
             dv_rows = row_pointers(dv_ptr, dv_strides, batch, kv_head, key, ALIGN)
             store_tile(dv_rows, dv, inside, HEAD_DIM, BLOCK_D)

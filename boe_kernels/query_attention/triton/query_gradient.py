@@ -16,9 +16,11 @@ from boe_kernels._triton_attention import (
     allowed_keys,
     dot,
     is_visible,
+    key_biases,
     key_rows,
     load_lse,
     load_queries,
+    probabilities,
     seen_keys,
 )
 from boe_kernels._triton_rows import (
@@ -259,9 +261,11 @@ def bwd_dq_kernel(
             k = load_tile(k_rows, keep, HEAD_DIM, BLOCK_D)
             v = load_tile(v_rows, keep, HEAD_DIM, BLOCK_D)
             keep = allowed_keys(key, keep, mask_ptr, mask_stride, batch)
+            bias = None
+            if mask_ptr is not None and mask_ptr.dtype.element_ty == tl.float32:
+                bias = key_biases(key, keep, mask_ptr, mask_stride, batch)
             visible = is_visible(row[:, None], key[None, :], keep[None, :], window, block_size)
-            p = tl.exp2(dot(q, tl.trans(k)) * scale_log2 - lse[:, None])
-            p = tl.where(visible, p, 0.0)
+            p = probabilities(dot(q, tl.trans(k)), scale_log2, lse[:, None], visible, bias)
             ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
             dq = add_dot(ds.to(k.dtype), k, dq)
         store_dq(

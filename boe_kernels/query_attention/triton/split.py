@@ -16,6 +16,7 @@ from boe_kernels._attention_launch import (
     ceil_div,
     constants,
     first_occupying,
+    keys_per_step,
     programs_wanted,
     strides,
     tiles_for,
@@ -76,7 +77,8 @@ def split(
     )
     row_tiles = max(1, ceil_div(virtual, tile.held))
     capacity = row_tiles * tile.held
-    cut = Cut.of(key_length, programs_wanted(q, tile) / (kv_heads * row_tiles), tile.streamed)
+    streamed = keys_per_step(tile, q, mask)
+    cut = Cut.of(key_length, programs_wanted(q, tile) / (kv_heads * row_tiles), streamed)
     parts = None
     if cut.parts > 1:
         parts = q.new_empty(
@@ -133,7 +135,7 @@ def split(
         COMPACT_DQ=compact_dq,
         **shape,
         BLOCK_M=tile.held,
-        BLOCK_N=tile.streamed,
+        BLOCK_N=streamed,
         **tile.options,
     )
 

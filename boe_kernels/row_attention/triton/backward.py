@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boe_kernels._attention_launch import index_set, padding_mask, with_unit_stride
+from boe_kernels._attention_launch import index_set, mask_and_stride, with_unit_stride
 from boe_kernels.query_attention.triton.split import split
 from boe_kernels.row_attention.triton.forward import slot_map
 
@@ -22,7 +22,7 @@ def backward(
     out: Tensor,
     lse: Tensor,
     rows: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -32,7 +32,7 @@ def backward(
         with_unit_stride(x) for x in (q_rows, k_rows, v_rows, k, v, out)
     )
     rows, rows_stride = index_set(rows)
-    mask, mask_stride = padding_mask(key_padding_mask)
+    mask, mask_stride = mask_and_stride(key_mask)
     dq, dk, dv = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_rows, k_rows, v_rows)
     )

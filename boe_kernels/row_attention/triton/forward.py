@@ -22,7 +22,8 @@ from boe_kernels._attention_launch import (
     ceil_div,
     constants,
     index_set,
-    padding_mask,
+    keys_per_step,
+    mask_and_stride,
     programs_wanted,
     strides,
     tiles_for,
@@ -35,6 +36,7 @@ from boe_kernels._triton_attention import (
     attend_tile,
     finish_softmax,
     is_visible,
+    key_biases,
     key_rows,
     seen_keys,
 )
@@ -159,9 +161,12 @@ def rows_fwd_kernel(
         k = load_tile(k_rows, keep, HEAD_DIM, BLOCK_D)
         v = load_tile(v_rows, keep, HEAD_DIM, BLOCK_D)
         keep = allowed_keys(key, keep, mask_ptr, mask_stride, batch)
+        bias = None
+        if mask_ptr is not None and mask_ptr.dtype.element_ty == tl.float32:
+            bias = key_biases(key, keep, mask_ptr, mask_stride, batch)
         visible = is_visible(row[:, None], key[None, :], keep[None, :], window, block_size)
         visible = visible & (row >= 0)[:, None]
-        acc, top, total = attend_tile(q, k, v, visible, acc, top, total, scale_log2)
+        acc, top, total = attend_tile(q, k, v, visible, bias, acc, top, total, scale_log2)
 
     if part_ptr is None:
         out, lse = finish_softmax(acc, top, total)
@@ -270,7 +275,7 @@ def forward(
     k: Tensor,
     v: Tensor,
     rows: Tensor,
-    key_padding_mask: Tensor | None,
+    key_mask: Tensor | None,
     scale: float,
     window: int | None,
     block_size: int | None,
@@ -281,7 +286,7 @@ def forward(
     """
     q_rows, k_rows, v_rows, k, v = (with_unit_stride(x) for x in (q_rows, k_rows, v_rows, k, v))
     rows, rows_stride = index_set(rows)
-    mask, mask_stride = padding_mask(key_padding_mask)
+    mask, mask_stride = mask_and_stride(key_mask)
     batch, heads, count, _ = q_rows.shape
     kv_heads, key_length = k.shape[1:3]
     group = heads // kv_heads
@@ -293,7 +298,8 @@ def forward(
     row_tiles = max(1, ceil_div(count * group, tile.held))
     capacity = row_tiles * tile.held
     wanted = programs_wanted(q_rows, tile)
-    cut = Cut.of(key_length, wanted / (kv_heads * row_tiles), tile.streamed)
+    streamed = keys_per_step(tile, q_rows, mask)
+    cut = Cut.of(key_length, wanted / (kv_heads * row_tiles), streamed)
     parts = part_stats = None
     if cut.parts > 1:
         parts = q_rows.new_empty(
@@ -337,7 +343,7 @@ def forward(
         cut.stretch,
         **shape,
         BLOCK_M=tile.held,
-        BLOCK_N=tile.streamed,
+        BLOCK_N=streamed,
         **tile.options,
     )
     if parts is not None:
