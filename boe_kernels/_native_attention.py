@@ -38,6 +38,7 @@ class _Call(Structure):
         *(("key_positions", c_void_p), ("key_positions_stride", c_int64)),
         *(("key_bias", c_void_p), ("key_bias_stride", c_int64)),
         *((name, _Heads) for name in _TENSORS),
+        ("dq_rows", c_int64),
     ]
 
 
@@ -136,6 +137,8 @@ def _run(kernel: str, sight: Sight, **tensors: Rows | None) -> None:
         if name == "q":
             call.q_heads, call.rows = tensor.shape[1:3]
             call.dtype = DTYPES[tensor.dtype]
+        elif name == "dq":
+            call.dq_rows = tensor.shape[2]
         elif name == "k":
             call.batch, call.kv_heads, call.keys, call.width = tensor.shape
     call.scale = sight.scale

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <algorithm>
 
@@ -229,17 +230,24 @@ int32_t boe_attention_backward(int32_t variant, int32_t threads, const boe_atten
         }
         kernels.attend_gradient(task, free_room);
     });
-    if (share > 0) {
+    if (call->dq.data != nullptr) {
         parallel_for(std::min<int64_t>(team, heads), heads, [&](int64_t head) {
             const Group group = {*call, kernels, head / call->kv_heads, head % call->kv_heads};
             float* sum = shares + head * parts * share;
             for (int64_t p = 1; p < parts; p++) {
                 for (int64_t e = 0; e < share; e++) sum[e] += sum[p * share + e];
             }
+            char* dq = group.first(call->dq, group.element_size());
+            for (int64_t h = 0; h < group.heads(); h++) {
+                for (int64_t r = 0; r < call->dq_rows; r++) {
+                    const int64_t start = h * call->dq.head_stride + r * call->dq.row_stride;
+                    memset(dq + start * group.element_size(), 0,
+                           call->width * group.element_size());
+                }
+            }
             for (int64_t r = 0; r < rows; r++) {
                 if (group.position(r) < 0) continue;
-                kernels.unpack_row((int32_t)call->dtype, sum + r * width,
-                                   group.first(call->dq, group.element_size()),
+                kernels.unpack_row((int32_t)call->dtype, sum + r * width, dq,
                                    group.offset(call->dq, r), call->width);
             }
         });

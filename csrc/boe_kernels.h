@@ -100,13 +100,14 @@ typedef struct {
     boe_heads q, k, v, out;
     boe_heads lse;  // float32, width 1
     boe_heads dout, dq, dk, dv;
+    int64_t dq_rows;  // dq has so many rows per head; those of no query row become zeros
 } boe_attention;
 
 // out and lse. Rows that see no key give zeros and -inf.
 BOE_API int32_t boe_attention_forward(int32_t variant, int32_t threads, const boe_attention* call);
 
-// dq, and dk and dv at the keys, from dout, out and lse of the rows. Padding gives and gets
-// nothing: its dq is not written.
+// dq, and dk and dv at the keys, from dout, out and lse of the rows. Padding gives nothing and
+// gets zeros.
 BOE_API int32_t boe_attention_backward(int32_t variant, int32_t threads,
                                        const boe_attention* call);
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from boe_kernels._masked_sdpa import gradient_layout
 from boe_kernels._native_attention import (
     AtPositions,
     Rows,
@@ -94,10 +93,9 @@ def _gradients(
     given = AtPositions(dout), q
     if compact_dq:
         assert sight.rows is not None
-        # Padding is not written.
-        dq = dout.new_zeros(*dout.shape[:2], sight.rows.shape[-1], dout.shape[3])
+        dq = dout.new_empty(*dout.shape[:2], sight.rows.shape[-1], dout.shape[3])
     else:
-        dq = gradient_layout(dout)
+        dq = empty_gradient(dout)
     written: Rows = dq if compact_dq else AtPositions(dq)
     if grad_rows == "queries":
         dk, dv = empty_gradient(k), empty_gradient(v)

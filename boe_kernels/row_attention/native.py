@@ -58,6 +58,6 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv at the rows, contiguous."""
     sight = Sight(scale, rows, key_mask, window, block_size)
-    dq = torch.zeros_like(q_rows, memory_format=torch.contiguous_format)
+    dq = torch.empty_like(q_rows, memory_format=torch.contiguous_format)
     attention_backward(dout, q_rows, keys, values, out, lse, sight, dq=dq)
     return dq, *key_row_gradients(dout, q_rows, k_rows, v_rows, out, lse, sight)
