@@ -104,13 +104,13 @@ def first_occupying(q: Tensor, tiles: Sequence[Tile], programs: Callable[[Tile],
     return tiles[-1]
 
 
-def keys_per_step(tile: Tile, q: Tensor, mask: Tensor | None) -> int:
+def keys_per_step(tile: Tile, mask: Tensor | None) -> int:
     """Of a kernel that streams keys.
 
     Biases take registers for each key of a step: there are half as many keys then, but no
-    fewer than 32. Heads wider than 128 have small steps anyway.
+    fewer than 32.
     """
-    if mask is None or mask.dtype == torch.bool or q.shape[-1] > 128:
+    if mask is None or mask.dtype == torch.bool:
         return tile.streamed
     return max(min(tile.streamed, 32), tile.streamed // 2)
 

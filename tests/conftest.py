@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partialmethod
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 # Triton decides when it is first imported: its kernels run in its interpreter, on the CPU.
 # On a GPU machine TRITON_INTERPRET=0 lets them run there.
@@ -26,19 +27,23 @@ torch.set_num_threads(1)
 
 
 def pytest_configure() -> None:
-    """Repairs what Triton's interpreter gets wrong before 3.8, and compiled code right.
+    """Repairs Triton's interpreter before 3.8, where it differs from compiled code.
 
-    Maxima and minima keep NaN that they should drop; the inverse of 64 bits without a sign fails.
+    Its maxima and minima keep NaN that they should drop; with NumPy 2 it cannot invert the bits
+    of unsigned integers.
     """
     if find_spec("triton") is None or Version(version("triton")) >= Version("3.8"):
         return
     import numpy
-    from triton.runtime.interpreter import InterpreterBuilder
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _get_np_dtype
 
     for name, chosen in (("create_maxnumf", numpy.fmax), ("create_minnumf", numpy.fmin)):
         setattr(InterpreterBuilder, name, partialmethod(InterpreterBuilder.binary_op, op=chosen))
-    unsigned = InterpreterBuilder.get_uint64
-    InterpreterBuilder.get_uint64 = lambda self, value: unsigned(self, value % 2**64)
+
+    def ones(self: InterpreterBuilder, kind: Any) -> TensorHandle:
+        return TensorHandle(~numpy.zeros(1, _get_np_dtype(kind)), kind.scalar)
+
+    InterpreterBuilder.get_all_ones_value = ones
 
 
 @pytest.fixture

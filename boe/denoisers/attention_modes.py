@@ -31,6 +31,7 @@ class LayerCall:
     """One attention layer's inputs and settings. q (B, Hq, L, D); k, v (B, Hkv, L, D).
 
     ``lse`` (B, Hq, L) is ln Σ exp(scale · q·k) of each row, where a recording has it.
+    ``key_bias`` (B, L) is added to the scores; :class:`Plain` alone takes one.
     """
 
     q: Tensor | None
@@ -41,6 +42,7 @@ class LayerCall:
     window: int | None = None
     block_size: int | None = None
     lse: Tensor | None = None
+    key_bias: Tensor | None = None
 
     def select(self, rows: Tensor, length: int | None = None) -> LayerCall:
         """Keys and values of the given batch rows (N,), of the first ``length`` positions."""
@@ -80,6 +82,7 @@ class Plain(AttentionMode):
             call.v,
             active,
             key_padding_mask=call.key_padding_mask,
+            key_bias=call.key_bias,
             scale=call.scale,
             window=call.window,
             block_size=call.block_size,
@@ -191,7 +194,8 @@ def boe_attention(
 
     Outside this package, pass ``boe_active_idx`` to the model's forward to choose the
     active rows; without it every row is active. ``boe_block_size`` makes attention
-    block-causal.
+    block-causal. A mask (B, L) tells padding; one (B, 1, 1, L) is bool, True at real keys,
+    or floating, added to the scores.
     """
     if is_causal if is_causal is not None else getattr(module, "is_causal", False):
         raise UnsupportedModel(
@@ -203,19 +207,35 @@ def boe_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise UnsupportedModel(f"{ATTENTION_NAME} does not support {name}")
-    if attention_mask is not None and attention_mask.dim() != 2:
-        raise ValueError(
-            f"{ATTENTION_NAME} takes a padding mask (B, L), got {tuple(attention_mask.shape)}"
+    padding, bias = _padding_and_bias(attention_mask)
+    if bias is not None and boe_mode is not None:
+        raise UnsupportedModel(
+            f"{ATTENTION_NAME} takes no additive mask in a denoiser: {type(module).__name__} must "
+            "hand over the padding mask (B, L) that it is given"
         )
     # Rotated in float32 by models that do so (LLaDA), and rounded only here.
     query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # transformers passes 1 + the distance to which a layer sees.
     window = None if sliding_window is None else sliding_window - 1
-    padding = None if attention_mask is None else attention_mask.bool()
     mode = Plain(boe_active_idx) if boe_mode is None else boe_mode
-    out = mode.attend(LayerCall(query, key, value, padding, scale, window, boe_block_size))
-    return out.transpose(1, 2), None
+    call = LayerCall(query, key, value, padding, scale, window, boe_block_size, key_bias=bias)
+    return mode.attend(call).transpose(1, 2), None
+
+
+def _padding_and_bias(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The padding mask and the bias, (B, L) both, that a mask of a model stands for."""
+    if mask is None:
+        return None, None
+    if mask.dim() == 2:
+        return mask.bool(), None
+    if mask.dim() != 4 or mask.shape[1:3] != (1, 1):
+        raise ValueError(
+            f"{ATTENTION_NAME} takes a padding mask (B, L), or a mask of keys (B, 1, 1, L), "
+            f"got {tuple(mask.shape)}"
+        )
+    of_keys = mask[:, 0, 0]
+    return (None, of_keys) if mask.is_floating_point() else (of_keys.bool(), None)
 
 
 def _padding_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

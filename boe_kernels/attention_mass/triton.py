@@ -114,8 +114,8 @@ def mass_kernel(
             q = load_tile(q_rows, active, HEAD_DIM, BLOCK_D)
             lse = load_lse(lse_ptr, batch, head, kv_heads * group, count, slot, active)
             visible = is_visible(row[:, None], key[None, :], keep[None, :], window, block_size)
-            visible = visible & (lse < float("inf"))[:, None]
             s = dot(q, tl.trans(k))
+            visible = visible & (lse < float("inf"))[:, None]
             p = probabilities(s, scale_log2, lse[:, None], visible, bias, CAPPED=False)
             if weights_ptr is not None:
                 weights = weights_ptr + tl.cast(batch, tl.int64) * count + slot
@@ -178,7 +178,7 @@ def aot_cases() -> Iterator[AotCase]:
     """Element and head widths, all keys seen or not."""
     hiding = ((None, False), (64, False), (64, True))
     for (dtype, width), (window, biased) in product(dtypes_and_head_dims(), hiding):
-        sample = dtype == torch.bfloat16 and width == 256 and window is not None
+        sample = dtype == torch.bfloat16 and width == 256 and biased
         q_rows, k = (torch.empty(2, 8, n, width, dtype=dtype, device="meta") for n in (64, 1024))
         weights = torch.empty(2, 64, device="meta")
         lse, rows = weights[:, None].expand(-1, 8, -1), weights.to(torch.int64)

@@ -10,7 +10,7 @@ from tiny_models import ARCHITECTURES, MASK_ID, VOCABULARY, random_words, tiny_d
 from boe.canvas import Canvas
 from boe.denoisers import GradientRequest
 from boe.denoisers.attention_modes import ATTENTION_NAME, Plain
-from boe.denoisers.base import DenoiserFacts, slots_of, take_rows
+from boe.denoisers.base import DenoiserFacts, UnsupportedModel, slots_of, take_rows
 from boe.denoisers.transformers_model import TransformersDenoiser
 
 CANVAS = Canvas.of([random_words(21, [2, 5, 20], seed=1), random_words(13, [0, 4], seed=2)])
@@ -74,6 +74,31 @@ def test_a_model_with_a_3_d_mask_of_its_own_is_refused_instead_of_ignoring_the_m
     mask = torch.ones(2, 1, 21, 21, dtype=torch.bool)
     with pytest.raises(ValueError, match=rf"{ATTENTION_NAME} takes a padding mask \(B, L\)"):
         denoiser.model(input_ids=CANVAS.ids, attention_mask=mask)
+
+
+def test_a_mask_of_keys_may_be_bool_or_added_to_the_scores() -> None:
+    model, plain = tiny_denoiser("bert").model, plain_model("bert")
+    expected = plain(input_ids=CANVAS.ids, attention_mask=CANVAS.valid.long()).logits
+    keys = CANVAS.valid[:, None, None]
+    hidden = torch.zeros(keys.shape, dtype=torch.float64).masked_fill(~keys, -torch.inf)
+    for mask in (keys, hidden, hidden.clamp_min(torch.finfo(torch.float64).min)):
+        ours = model(input_ids=CANVAS.ids, attention_mask=mask).logits
+        torch.testing.assert_close(ours[CANVAS.valid], expected[CANVAS.valid])
+    bias = hidden + torch.linspace(-2, 2, 21, dtype=torch.float64)
+    ours = model(input_ids=CANVAS.ids, attention_mask=bias).logits[CANVAS.valid]
+    dense = plain(input_ids=CANVAS.ids, attention_mask=bias.expand(-1, -1, 21, -1)).logits
+    torch.testing.assert_close(ours, dense[CANVAS.valid])
+    assert not torch.allclose(ours, expected[CANVAS.valid])
+
+
+def test_an_additive_mask_is_refused_where_a_denoiser_keeps_what_its_layers_do() -> None:
+    denoiser = tiny_denoiser("bert")
+    with pytest.raises(UnsupportedModel, match="takes no additive mask in a denoiser: Bert"):
+        denoiser.model(
+            input_ids=CANVAS.ids,
+            attention_mask=torch.zeros(2, 1, 1, 21, dtype=torch.float64),
+            boe_mode=Plain(),
+        )
 
 
 def test_training_mode_with_dropout_is_refused() -> None:

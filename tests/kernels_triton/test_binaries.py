@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from uninterpreted import environment
 
 from bench.binaries import Binary, packages_with_kernels
 from bench.units import TARGETS, UNITS
 from boe_kernels._triton import ARCHITECTURES
+
+OLD_TRITON = Version(version("triton")) < Version("3.9")
 
 # In 99 KB of shared memory, by the parameters of sm_80: one case that asks for most of it each.
 SERVED = {
@@ -49,6 +53,8 @@ def test_every_architecture_with_launch_parameters_is_compiled_for():
 def test_no_kernel_spills_or_wants_more_shared_memory_than_there_is(
     package, architecture, binaries
 ):
+    if (package, architecture) == ("row_attention", "gfx942") and OLD_TRITON:
+        pytest.skip("on AMD it needs Triton 3.9: docs/kernels.md")
     chosen = [b for b in binaries if (b.op, b.architecture) == (package, architecture)]
     assert chosen, "no binary was made"
     complaints = [f"{b.kernel} ({b.case}, {b.options}) {b.complaint}" for b in chosen]

@@ -150,9 +150,10 @@ def test_the_assertions_are_in_the_binaries():
     assert done.returncode == 0, done.stderr
     nvidia, amd = json.loads(done.stdout)
     assert "call.uni __assertfail" in " ".join(nvidia.split())
-    assert "rows must hold rows in [0, L)" in characters(nvidia)
-    assert "rows must not name a row twice" in characters(nvidia)
-    assert "__triton_assert_fail@" in amd
+    assert "s_trap" in amd
+    for texts in (characters(nvidia), amd):
+        assert "rows must hold rows in [0, L)" in texts
+        assert "rows must not name a row twice" in texts
 
 
 def characters(ptx: str) -> str:

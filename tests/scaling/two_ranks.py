@@ -76,11 +76,12 @@ def decoded(denoiser: Any) -> list[list[int]]:
     ]
 
 
-def compared(name: str, folder: Path, mesh: DeviceMesh) -> dict[str, Any]:
+def compared(name: str, folder: Path, mesh: DeviceMesh, **changes: object) -> dict[str, Any]:
     """Errors of a model that is shared out, with those of float32 as the yardstick."""
-    denoiser = load_published(name, folder / f"{name}{dist.get_rank()}").denoiser
+    place = folder / f"{name}{dist.get_rank()}"
+    denoiser = load_published(name, place, **changes).denoiser
     truth, sequences = measured(denoiser), decoded(denoiser)
-    narrow = load_published(name, folder / f"{name}{dist.get_rank()}").denoiser
+    narrow = load_published(name, place, **changes).denoiser
     narrow.model.float()
     single = measured(narrow)
     parallelise(denoiser, mesh)
@@ -147,14 +148,21 @@ def attention_calls() -> Iterator[tuple[str, Call]]:
     flat = torch.tensor([1, 5])
     attention = ops.active_query_attention
 
+    bias = drawn(2, 9)
+    bias[0, 3] = -torch.inf
+
     def padded(*t: Tensor) -> Tensor:
-        return attention(*t[:4], key_padding_mask=t[4])
+        return attention(*t[:4], key_padding_mask=t[4], key_bias=t[5])
 
     def compacted(*t: Tensor) -> Tensor:
         return ops.active_row_attention(*t[:6], key_padding_mask=t[6])
 
-    ways = {"heads": [1, 1, 1, None, None], "batch": [0, 0, 0, 0, 0], "length": [2, 2, 2, 1, 1]}
-    yield "queries", (padded, (q, k, v, rows, padding), {}, ways)
+    ways = {
+        "heads": [1, 1, 1, None, None, None],
+        "batch": [0] * 6,
+        "length": [2, 2, 2, 1, 1, 1],
+    }
+    yield "queries", (padded, (q, k, v, rows, padding, bias), {}, ways)
     shared = {"heads": [1, 1, 1, None], "batch": [0, 0, 0, None]}
     yield "queries, one set of rows", (attention, (q, k, v, flat), {"window": 3}, shared)
     compact = (drawn(2, 4, 3, 8), drawn(2, 2, 3, 8), drawn(2, 2, 3, 8))
@@ -164,25 +172,30 @@ def attention_calls() -> Iterator[tuple[str, Call]]:
     yield "heads that two ranks cannot share", (attention, (*one, flat), {}, shared)
 
 
-def sharded_attention(mesh: DeviceMesh) -> dict[str, dict[str, Any]]:
-    """Largest errors of outputs and gradients on DTensors, and how the outputs lie."""
+def sharded_attention(mesh: DeviceMesh, *together: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Largest errors of outputs and gradients on DTensors, and how the outputs lie.
+
+    Args:
+        together: ways to shard, one per dimension of the mesh; by default each of them.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name, (function, tensors, options, ways) in attention_calls():
         leaves = [t.clone().requires_grad_(k < 3) for k, t in enumerate(tensors)]
         out = function(*leaves, **options)
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
         grads = torch.autograd.grad((out * weight).sum(), leaves[:3])
-        for way, along in ways.items():
+        for chosen in together or [(way,) for way in ways]:
+            along = zip(*(ways[way] for way in chosen), strict=True)
             spread = [
-                distribute_tensor(t, mesh, _placements(dim)).requires_grad_(k < 3)
-                for k, (t, dim) in enumerate(zip(tensors, along, strict=True))
+                distribute_tensor(t, mesh, _placements(*dims)).requires_grad_(k < 3)
+                for k, (t, dims) in enumerate(zip(tensors, along, strict=True))
             ]
             result = function(*spread, **options)
             over = distribute_tensor(weight, mesh, result.placements)
             theirs = torch.autograd.grad((result * over).sum(), spread[:3])
             pairs = [(result, out), *zip(theirs, grads, strict=True)]
-            found[f"{name}, {way}"] = {
-                "placement": str(result.placements[0]),
+            found[f"{name}, {' and '.join(chosen)}"] = {
+                "placement": " ".join(map(str, result.placements)),
                 "error": max(float((_full(a) - b).detach().abs().max()) for a, b in pairs),
             }
     return found
@@ -269,8 +282,8 @@ def sharded_constants(mesh: DeviceMesh) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _placements(dim: int | None) -> list[Placement]:
-    return [Replicate() if dim is None else Shard(dim)]
+def _placements(*dims: int | None) -> list[Placement]:
+    return [Replicate() if dim is None else Shard(dim) for dim in dims]
 
 
 def _full(x: Tensor) -> Tensor:

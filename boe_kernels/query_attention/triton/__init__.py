@@ -37,15 +37,12 @@ _EXTREMES = ("everything seen", "padding, window, blocks", "bias, window, blocks
 _SAMPLED = {
     "forward, bfloat16, 128, everything seen",
     "forward, bfloat16, 128, window",
-    "forward, bfloat16, 256, padding",
-    "forward, bfloat16, 128, bias",
+    "forward, bfloat16, 256, bias",
     "forward, float32, 64, everything seen",
     "one pass, bfloat16, 128, everything seen",
-    "one pass, bfloat16, 256, window",
+    "one pass, bfloat16, 256, bias, window, blocks",
     "one pass, float16, 80",
-    "one pass, bfloat16, 128, bias",
     "split, bfloat16, 128, window",
-    "split, bfloat16, 128, bias, window, blocks",
 }
 
 

@@ -191,7 +191,7 @@ def forward(
         heads // k.shape[1],
         **constants(q, k, v, out),
         BLOCK_M=tile.held,
-        BLOCK_N=keys_per_step(tile, q, mask),
+        BLOCK_N=keys_per_step(tile, mask),
         **tile.options,
     )
     return out, lse

@@ -77,7 +77,7 @@ def split(
     )
     row_tiles = max(1, ceil_div(virtual, tile.held))
     capacity = row_tiles * tile.held
-    streamed = keys_per_step(tile, q, mask)
+    streamed = keys_per_step(tile, mask)
     cut = Cut.of(key_length, programs_wanted(q, tile) / (kv_heads * row_tiles), streamed)
     parts = None
     if cut.parts > 1:

@@ -298,7 +298,8 @@ def forward(
     row_tiles = max(1, ceil_div(count * group, tile.held))
     capacity = row_tiles * tile.held
     wanted = programs_wanted(q_rows, tile)
-    streamed = keys_per_step(tile, q_rows, mask)
+    # Of wide heads it is the output that takes the registers.
+    streamed = keys_per_step(tile, mask) if q_rows.shape[-1] <= 128 else tile.streamed
     cut = Cut.of(key_length, wanted / (kv_heads * row_tiles), streamed)
     parts = part_stats = None
     if cut.parts > 1:
