@@ -1,18 +1,19 @@
 # `make demo` and `make test` do all the set-up that they need.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 COMPARED := margin;entropy;confidence;boe;boe:tolerance=none;boe:preset=paper;threshold:value=0.99;boe+threshold:value=0.99
 
-.PHONY: demo test lint format bench micro gpu plots evidence search wheel clean
+.PHONY: demo test test-oldest lint format bench micro gpu plots evidence search wheel clean
 .DEFAULT_GOAL := demo
 
 # Compiles csrc/ too, where there is a compiler.
-$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
 .PHONY: venv
@@ -20,8 +21,8 @@ venv: $(VENV)/.installed
 
 # What is large and needed for its own tests only: the demo goes without.
 $(VENV)/.extras: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		'lm-eval>=0.4.13' 'datatrove>=0.10'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) \
+		lm-eval datatrove diffusers mauve-text
 	touch $@
 
 demo: venv
@@ -29,6 +30,10 @@ demo: venv
 
 test: venv $(VENV)/.extras
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --cov --cov-report=term
+
+# The same with the oldest versions that are supported, in an environment of its own.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 lint: venv
 	$(BIN)/ruff check .
@@ -73,4 +78,4 @@ wheel: venv
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -1,4 +1,4 @@
-"""A script run by two processes that talk through gloo, as torchrun would start them."""
+"""A script run by processes that talk through gloo, as torchrun would start them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-_LONGEST = 240
+_LONGEST = 480
 """Seconds."""
 
 
 @contextmanager
-def two_ranks(script: Path, *arguments: object) -> Iterator[None]:
-    """Both ranks run ``script`` while the block runs; its end waits for them to succeed."""
+def ranks_running(count: int, script: Path, *arguments: object) -> Iterator[None]:
+    """``count`` ranks run ``script`` while the block runs; its end waits for them to succeed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(count),
         "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
     }
     processes = [
@@ -35,7 +35,7 @@ def two_ranks(script: Path, *arguments: object) -> Iterator[None]:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
         yield
@@ -43,4 +43,4 @@ def two_ranks(script: Path, *arguments: object) -> Iterator[None]:
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)

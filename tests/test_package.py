@@ -1,14 +1,20 @@
-"""The package as a whole: what it exports, and what importing it costs."""
+"""The package as a whole: what it exports, what importing it costs, what it needs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import boe
 import boe.denoisers
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_importing_boe_imports_neither_torch_nor_anything_large() -> None:
@@ -63,3 +69,19 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         boe.denoisers.nothing  # noqa: B018
     with pytest.raises(AttributeError, match="module 'boe' has no attribute 'nothing'"):
         boe.nothing  # noqa: B018
+
+
+def test_the_oldest_versions_that_are_tested_are_the_lower_bounds_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = list(project["dependencies"])
+    for extra, names in project["optional-dependencies"].items():
+        needed += names if extra != "dev" else []
+    bounds = {}
+    for requirement in map(Requirement, needed):
+        (bound,) = requirement.specifier
+        assert bound.operator == ">="
+        bounds[requirement.name] = Version(bound.version)
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    del pinned["numpy"]  # Not a bound, but what Triton's interpreter needs.
+    assert {name: Version(version) for name, version in pinned.items()} == bounds

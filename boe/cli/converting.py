@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.progress import Progress
-
-from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
+from boe.cli.output import (
+    check_json_path,
+    console_for,
+    emit_json,
+    progress_on,
+    silence_transformers,
+)
 from boe.denoisers.conversion import convert
 from boe.denoisers.placement import dtype_named
 
@@ -28,7 +32,7 @@ def run_convert(
     wanted = dtype_named(dtype)
     console = console_for(json_path)
     silence_transformers()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_on(console) as progress:
         bar = progress.add_task("converting", total=None)
         written = convert(
             source,

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress
 
-from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
+from boe.cli.output import (
+    check_json_path,
+    console_for,
+    emit_json,
+    progress_on,
+    silence_transformers,
+)
 from boe.decoding import Item, generate
 from boe.denoisers.loading import LoadedModel, load_model
 from boe.denoisers.placement import check_compilation, compiled_as, dtype_named, require_device
@@ -88,7 +93,7 @@ def run_generate(
         ids = prompt_ids(loaded, prompt, length).to(loaded.denoiser.device)
         masked = loaded.denoiser.facts.mask_id
         masks = int((ids == masked).sum())
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        with progress_on(console) as progress:
             bar = progress.add_task("decoding", total=masks)
 
             def advance(number: int, item: Item) -> None:

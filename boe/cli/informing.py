@@ -64,7 +64,8 @@ def collect_info() -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        # PyTorch's own version names its build, too.
+        "packages": {name: _version(name) for name in _PACKAGES} | {"torch": torch.__version__},
         "native_kernels": boe_kernels.native_kernels(),
         "devices": devices,
         "paths": paths,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from boe.cli.output import (
     check_parent,
     console_for,
     emit_json,
+    progress_on,
     silence_transformers,
 )
 from boe.cli.plans import FidelityPlan
@@ -50,20 +50,9 @@ def run_fidelity(
     silence_transformers()
     with console.status("loading the model and making canvases"):
         denoiser, canvases = _open(plan)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     study = plan.study
     path = None if output is None else output / RECORDS
-    with (
-        RecordStore(path) as store,
-        Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        ) as progress,
-    ):
+    with RecordStore(path) as store, progress_on(console) as progress:
         bar = progress.add_task("canvases", total=study.canvases * len(study.fractions))
         fidelity = measure_fidelity(
             study,

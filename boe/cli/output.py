@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from boe.evaluate.files import format_json, write_json
 
@@ -14,6 +15,25 @@ from boe.evaluate.files import format_json, write_json
 def console_for(json_path: Path | None) -> Console:
     """A console for people; silent when standard output is to hold JSON alone."""
     return Console(stderr=True) if str(json_path) == "-" else Console()
+
+
+def progress_on(console: Console, text: str = "{task.description}") -> Progress:
+    """A bar that goes when it is done; where the console is no terminal there is none.
+
+    Args:
+        text: what stands before it, in rich's form.
+    """
+    shown = console.is_terminal
+    return Progress(
+        TextColumn(text),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        # Before rich 14.3 a bar that is not shown prints an empty line when it is done.
+        console=console if shown else Console(quiet=True),
+        transient=True,
+        disable=not shown,
+    )
 
 
 def silence_transformers() -> None:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from boe.cli.output import silence_transformers
+from boe.cli.output import progress_on, silence_transformers
 from boe.evaluate.running import Run, run_study
 from boe.evaluate.store import RecordStore
 from boe.evaluate.study import Cell, Study
@@ -47,16 +46,8 @@ def run_visibly(study: Study, task: Task, console: Console, records: Path | None
             items = task.items(study.items, study.item_seed, study.split)
         with console.status("loading the model"):
             denoiser = task.denoiser()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
         total = len(list(study.cells())) * (study.items + study.traced)
-        with Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        ) as progress:
+        with progress_on(console) as progress:
             bar = progress.add_task("decoding", total=total)
 
             def advance(cell: Cell, count: int) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from boe.cli.output import check_json_path, console_for, emit_json
+from boe.cli.output import check_json_path, console_for, emit_json, progress_on
 from boe.denoisers.placement import dtype_named, require_device
 from boe.evaluate.running import Run
 from boe.evaluate.study import Study
@@ -204,15 +203,7 @@ def _run_here(
     sharding: Sharding,
 ) -> None:
     count = replica_count(device, sharding.workers)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
+    with progress_on(console) as progress:
         bar = progress.add_task("shards", total=len(shards))
 
         def show_markers() -> None:

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from boe.cli.output import check_json_path, console_for, emit_json, silence_transformers
+from boe.cli.output import (
+    check_json_path,
+    console_for,
+    emit_json,
+    progress_on,
+    silence_transformers,
+)
 from boe.tasks import TASKS
 from boe.tasks.prose.corpus import ARCHIVE, HOW_TO_GET
 from boe.tasks.prose.fitting import SCORER_FOLDER, scorer_recipe, train_prose
@@ -74,16 +78,8 @@ def run_train(
     config = training_config(task_name, steps, batch_size, learning_rate, precision, seed)
     console = console_for(json_path)
     silence_transformers()
-    columns = (
-        TextColumn("training, loss {task.fields[loss]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     try:
-        with Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        ) as progress:
+        with progress_on(console, "training, loss {task.fields[loss]}") as progress:
             bar = progress.add_task("", total=_all_steps(task_name, config), loss="–")
 
             def advance(done: int, loss: float) -> None:

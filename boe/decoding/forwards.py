@@ -17,6 +17,7 @@ from boe.denoisers.base import (
     Prediction,
     UnsupportedModel,
 )
+from boe.denoisers.guided import branches_of
 
 
 class Forwards:
@@ -83,6 +84,29 @@ class Forwards:
             self._unconditional(canvas, given), positions, rows, before[1], self._kept_of_free(keep)
         )
         return self._guided(prediction, free), (memory, other)
+
+    def predict_changed(
+        self,
+        prediction: Prediction,
+        which: Tensor,
+        canvas: Canvas,
+        given: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+    ) -> Prediction:
+        """As :meth:`boe.denoisers.Denoiser.predict_changed`, guided."""
+        branches = [branch for branch, _ in branches_of(prediction)]
+        if len(branches) != self.passes:
+            raise ValueError(
+                "a lookahead against a frozen context needs keys and values of both branches of "
+                "guidance: with BoE, guidance_gradient='combined'"
+            )
+        changed = self.denoiser.predict_changed(branches[0], which, canvas, positions, rows)
+        if not self.guidance:
+            return self._guided(changed, None)
+        free = self._unconditional(canvas, given)
+        other = self.denoiser.predict_changed(branches[1], which, free, positions, rows)
+        return self._guided(changed, other)
 
     def _unconditional(self, canvas: Canvas, given: Tensor) -> Canvas:
         ids = canvas.ids.masked_fill(given & canvas.valid, self.denoiser.facts.mask_id)

@@ -36,7 +36,7 @@ from boe.denoisers.base import (
 )
 from boe.denoisers.bridges import attention_paid, attention_received
 from boe.denoisers.guided import branches_of, check_guided
-from boe.denoisers.windowed import check_window, run_window
+from boe.denoisers.windowed import check_window, run_changed, run_window
 from boe_kernels import DeferredRows, entropy_stats, linear_entropy
 
 
@@ -164,6 +164,21 @@ class AttentionDenoiser(Denoiser):
         embeds, logits, left = run_window(self, canvas, positions, rows, memory)
         state = None if keep == "nothing" else RecordedForward(embeds, left.layers, None)
         return Prediction(canvas, logits, positions, state), left
+
+    def predict_changed(
+        self,
+        prediction: Prediction,
+        which: Tensor,
+        canvas: Canvas,
+        positions: Tensor,
+        rows: Tensor,
+    ) -> Prediction:
+        self._check_canvas(canvas)
+        check_window(self, "nothing")
+        _require_state(prediction, RecordedForward, "'keys_values' or 'attention'")
+        layers = [call.select(which) for call in prediction.state.layers]
+        logits = run_changed(self, canvas, positions, rows, layers)
+        return Prediction(canvas, logits, positions)
 
     def entropy_gradient(self, prediction: Prediction, request: GradientRequest) -> EntropyGradient:
         require_autograd()

@@ -20,6 +20,7 @@ from boe.canvas import Canvas
 Engine = Literal["replay", "late", "dense"]
 ENGINES: tuple[Engine, ...] = ("replay", "late", "dense")
 Context = Literal["frozen", "full"]
+CONTEXTS: tuple[Context, ...] = ("frozen", "full")
 BridgeRule = Literal["received_paid", "received", "hidden_change"]
 Keep = Literal["nothing", "keys_values", "attention", "graph", "dense_graph"]
 """What a prediction keeps for a gradient: per-layer keys and values (replay), these with
@@ -203,6 +204,33 @@ class Denoiser(ABC):
             ValueError: ``keep`` asks for more than a forward of some rows has.
         """
         raise UnsupportedModel(f"{type(self).__name__} cannot be run on a window of rows")
+
+    def predict_changed(
+        self,
+        prediction: Prediction,
+        which: Tensor,
+        canvas: Canvas,
+        positions: Tensor,
+        rows: Tensor,
+    ) -> Prediction:
+        """Logits of canvases that differ from the prediction's in few rows, from these alone.
+
+        All other rows keep the keys and values of the prediction's forward: a frozen context.
+
+        Args:
+            prediction: made with keep="keys_values" or "attention".
+            which: int64 (N,), the batch row of ``prediction`` that each canvas comes from.
+            canvas: N canvases of the same length.
+            positions: int64 (N, P), padded with −1, whose logits are wanted.
+            rows: int64 (N, R), ascending, padded with −1: those whose ids changed, and those
+                that predict ``positions``.
+
+        Raises:
+            UnsupportedModel: the model cannot be run on some of its rows, or its rows change
+                with the time.
+            ValueError: the prediction did not keep keys and values.
+        """
+        raise UnsupportedModel(f"{type(self).__name__} cannot be run on some of its rows")
 
     @abstractmethod
     def entropy_gradient(self, prediction: Prediction, request: GradientRequest) -> EntropyGradient:

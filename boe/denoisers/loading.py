@@ -64,6 +64,8 @@ def load_model(
         UnsupportedModel: no masked LM, no mask token, or an architecture that cannot be
             used (see :class:`boe.denoisers.transformers_model.TransformersDenoiser`).
     """
+    for place in (source, tokenizer):
+        _require_directory(place)
     folder, blueprint = _published(str(source), allow_pickle)
     if block_length is not None:
         check_block_length(block_length)
@@ -147,6 +149,14 @@ def unnamed_ids(blueprint: Blueprint, tokenizer: PreTrainedTokenizerBase) -> tup
     return tuple(index for index in range(blueprint.vocab_size) if index not in named)
 
 
+def _require_directory(place: str | Path | None) -> None:
+    """Raise where ``place`` is not there and can be no id of the Hub, which would not say so."""
+    named = str(place or "")
+    is_path = named.startswith(("/", ".", "~")) or named.count("/") > 1
+    if is_path and not Path(named).exists():
+        raise FileNotFoundError(f"cannot load {place}: there is no such directory")
+
+
 def _published(source: str, allow_pickle: bool) -> tuple[Path, Blueprint | None]:
     """The local folder, and the blueprint if the checkpoint is one that we build."""
     folder = Path(source)
@@ -163,7 +173,9 @@ def _published(source: str, allow_pickle: bool) -> tuple[Path, Blueprint | None]
     except UnsupportedModel:
         raise
     except Exception as error:
-        raise FileNotFoundError(f"cannot load {source}: {first_line(error)}") from error
+        raise FileNotFoundError(
+            f"cannot load {source}, which is no directory here: {first_line(error)}"
+        ) from error
 
 
 def choose_mask_id(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from boe.canvas import Canvas
-from boe.denoisers.attention_modes import AttentionMode, LayerCall
+from boe.denoisers.attention_modes import AttentionMode, LayerCall, Replaying
 from boe.denoisers.base import (
     Keep,
     KeysValues,
@@ -142,3 +142,21 @@ def run_window(
         position_ids=rows.clamp_min(0),
     )
     return embeds, denoiser.suppress(output.logits), LayerMemory(mode.layers)
+
+
+@torch.no_grad()
+def run_changed(
+    denoiser: AttentionDenoiser,
+    canvas: Canvas,
+    positions: Tensor,
+    rows: Tensor,
+    layers: list[LayerCall],
+) -> Tensor:
+    """Logits at ``positions`` from the ``rows`` alone; the others keep what ``layers`` hold."""
+    output = denoiser.run(
+        take_rows(denoiser.embed(canvas.ids), rows),
+        Replaying(layers, rows),
+        slots_of(denoiser.facts.row_of(positions), rows, canvas.length),
+        position_ids=rows.clamp_min(0),
+    )
+    return denoiser.suppress(output.logits)

@@ -14,9 +14,11 @@ from boe.evaluate.statistics import holm
 from boe.evaluate.stored import with_setting
 from boe.evaluate.study import Cell, Group, Study
 from boe.samplers import BoE, Strategy, sampler_from, spec_of
-from boe.samplers.boe import ACTIVE_SETS, BETWEEN, GATES, NORMALISATIONS, PROBE_SETS
+from boe.samplers.boe_options import BETWEEN
 from boe.samplers.candidates import CANDIDATE_RULES
+from boe.samplers.steered_rows import ACTIVE_SETS, PROBE_SETS
 from boe.tasks import TaskItem
+from boe_kernels.tis_scores import GATES, NORMALISATIONS
 
 SCHEMA = "boe/ablate/1"
 

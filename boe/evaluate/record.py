@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from boe.decoding import Generation, Item, generate
 from boe.denoisers.base import Denoiser
 from boe.evaluate.settings import Setting
 from boe.evaluate.study import Cell
-from boe.samplers import sampler_from
+from boe.samplers import Strategy, Verifier, sampler_from
 from boe.tasks import Task, TaskItem
 
 COSTS = ("nfe_forward", "n_backward", "flop_equiv", "seconds")
@@ -101,7 +101,7 @@ class Trace:
 
 def decode(denoiser: Denoiser, task: Task, items: Sequence[TaskItem], cell: Cell) -> list[Record]:
     """Decode ``items`` as one batch and judge them."""
-    generation = run_cell(denoiser, *_of_items(items), cell)
+    generation = run_cell(denoiser, *_of_items(items), cell, task)
     records = []
     for item, result in zip(items, generation.items, strict=True):
         account, ids = result.account, result.ids.cpu()
@@ -125,7 +125,7 @@ def decode(denoiser: Denoiser, task: Task, items: Sequence[TaskItem], cell: Cell
     return records
 
 
-def trace(denoiser: Denoiser, items: Sequence[TaskItem], cell: Cell) -> list[Trace]:
+def trace(denoiser: Denoiser, task: Task, items: Sequence[TaskItem], cell: Cell) -> list[Trace]:
     """Decode ``items`` as one batch for the uncertainty that each step leaves.
 
     Raises:
@@ -136,7 +136,7 @@ def trace(denoiser: Denoiser, items: Sequence[TaskItem], cell: Cell) -> list[Tra
     def note(number: int, item: Item) -> None:
         spent[number].append(item.account.flop_equiv)
 
-    generation = run_cell(denoiser, *_of_items(items), cell, trajectory=True, on_step=note)
+    generation = run_cell(denoiser, *_of_items(items), cell, task, trajectory=True, on_step=note)
     traces = []
     for item, result, costs in zip(items, generation.items, spent, strict=True):
         steps = result.trajectory
@@ -161,19 +161,24 @@ def run_cell(
     canvases: Sequence[Tensor],
     numbers: Sequence[int],
     cell: Cell,
+    task: Task | None = None,
     **options: Any,
 ) -> Generation:
     """Decode canvases (L,) by a cell's sampler, setting and seed.
 
     Args:
         numbers: of the items, which seed their draws.
+        task: whose rule a sampler that is "verified" keeps to.
         options: further arguments of :func:`boe.generate`.
     """
     setting = cell.setting
+    strategy = Strategy.of(sampler_from(cell.sampler))
+    if strategy.verifier is not None and task is not None:
+        strategy = replace(strategy, verifier=Verifier(task.violated))
     return generate(
         denoiser,
         [canvas.to(denoiser.device) for canvas in canvases],
-        sampler_from(cell.sampler),
+        strategy,
         budget=setting.budget,
         block_length=setting.block_length,
         temperature=setting.temperature,

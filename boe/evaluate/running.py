@@ -90,7 +90,7 @@ def run_study(
             for cell in cells:
                 missing = _missing(store, trace_keys[cell], batch)
                 if missing:
-                    traces = trace(denoiser, missing, cell)
+                    traces = trace(denoiser, task, missing, cell)
                     _append(store, trace_keys[cell], missing, [t.as_json() for t in traces])
                 on_record(cell, len(batch))
         complete = True

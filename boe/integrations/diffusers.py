@@ -339,4 +339,7 @@ def llada2_pipeline(model: LoadedModel, sampler: str = "boe", **options: Any) ->
     scheduler = BoEScheduler(sampler=sampler, **options)
     stand_in = DenoiserModel(model.denoiser)
     scheduler.bind(stand_in)
-    return LLaDA2Pipeline(model=stand_in, scheduler=scheduler, tokenizer=model.tokenizer)
+    pipe = LLaDA2Pipeline(model=stand_in, scheduler=scheduler, tokenizer=model.tokenizer)
+    # The tokenizer of a checkpoint need not name the mask.
+    pipe.mask_token_id = model.denoiser.facts.mask_id
+    return pipe

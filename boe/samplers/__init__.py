@@ -29,6 +29,7 @@ from boe.samplers.specs import COUNTS, PARTICLES, REMASKS, SAMPLERS, sampler_fro
 from boe.samplers.step import Clock, Move, Scores, Step, StepCost, top_positions
 from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens
+from boe.samplers.verifying import Verifier
 
 __all__ = [
     "COUNTS",
@@ -79,6 +80,7 @@ __all__ = [
     "Threshold",
     "Tokens",
     "TokensPerStep",
+    "Verifier",
     "choose",
     "sampler_from",
     "spec_of",

@@ -27,8 +27,9 @@ from boe.samplers.pc import PCSampler
 from boe.samplers.remdm import ForwardBackward, RemdmCap, RemdmConf, RemdmLoop, RemdmRescale
 from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens
+from boe.samplers.verifying import Verifier
 
-Part = Policy | Count | Remask | Particles | Tokens
+Part = Policy | Count | Remask | Particles | Tokens | Verifier
 
 SAMPLERS: dict[str, type[Policy]] = {
     kind.name: kind
@@ -93,12 +94,18 @@ def spec_of(strategy: Policy | Strategy) -> str:
     """
     if isinstance(strategy, Policy):
         return _text(strategy)
-    parts = (strategy.count, strategy.tokens, strategy.remask, strategy.particles)
+    parts = (
+        *(strategy.count, strategy.tokens, strategy.remask),
+        *(strategy.particles, strategy.verifier),
+    )
     return "+".join([_text(strategy.which), *(_text(part) for part in parts if part is not None)])
 
 
 def _kind_of(text: str, spec: str) -> type[Part]:
-    kinds: dict[str, type[Part]] = {**COUNTS, **REMASKS, **PARTICLES, Tokens.name: Tokens}
+    kinds: dict[str, type[Part]] = {
+        **{**COUNTS, **REMASKS, **PARTICLES},
+        **{Tokens.name: Tokens, Verifier.name: Verifier},
+    }
     name = text.partition(":")[0]
     if name in SAMPLERS:
         raise ValueError(f"{spec!r} names two policies; a policy comes first, and once")
@@ -109,7 +116,11 @@ def _kind_of(text: str, spec: str) -> type[Part]:
 
 def _place(part: Part) -> str:
     """The field of a strategy that the part belongs in."""
-    for kind, place in ((Count, "count"), (Remask, "remask"), (Particles, "particles")):
+    places: tuple[tuple[type, str], ...] = (
+        *((Count, "count"), (Remask, "remask")),
+        *((Particles, "particles"), (Verifier, "verifier")),
+    )
+    for kind, place in places:
         if isinstance(part, kind):
             return place
     return "tokens"

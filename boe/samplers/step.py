@@ -52,6 +52,17 @@ class Forwards(Protocol):
     def predict(self, canvas: Canvas, given: Tensor, positions: Tensor) -> Prediction:
         """Logits at ``positions`` (N, P); ``given`` (N, L) marks the tokens of the start."""
 
+    def predict_changed(
+        self,
+        prediction: Prediction,
+        which: Tensor,
+        canvas: Canvas,
+        given: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+    ) -> Prediction:
+        """As :meth:`boe.denoisers.Denoiser.predict_changed`, guided."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -155,6 +166,34 @@ class Step:
 
         Of a block-causal model, positions up to the end of the current block are predicted.
         """
+        canvas, wanted = self._foreseen(rows, ids, extra)
+        prediction = self.forwards.predict(canvas, self.given[rows], pad_rows(wanted))
+        return prediction, entropy_stats(prediction.logits)
+
+    def foresee_frozen(self, rows: Tensor, ids: Tensor) -> tuple[Prediction, EntropyStats, Tensor]:
+        """As :meth:`foresee` from the written and the masked rows alone; how many these are.
+
+        The other rows keep the keys and values of the step's forward, which the policy must
+        have asked for (``keep``), and under guidance of both branches (``combines``). The
+        numbers of rows, int64 (N,), count each pass of guidance.
+        """
+        facts = self.denoiser.facts
+        canvas, wanted = self._foreseen(rows, ids)
+        active = torch.nn.functional.pad(wanted | (ids != self.canvas.ids[rows]), (0, 1))
+        positions = pad_rows(wanted)
+        predicting = facts.row_of(positions)
+        spare = torch.where(predicting < 0, canvas.length, predicting)
+        active = active.scatter(1, spare, True)[:, :-1]
+        prediction = self.forwards.predict_changed(
+            self.prediction, rows, canvas, self.given[rows], positions, pad_rows(active)
+        )
+        run = active.sum(dim=1) * self.forwards.passes
+        return prediction, entropy_stats(prediction.logits), run
+
+    def _foreseen(
+        self, rows: Tensor, ids: Tensor, extra: Tensor | None = None
+    ) -> tuple[Canvas, Tensor]:
+        """The canvases that ``rows`` could become, and where they are to be predicted (N, L)."""
         order = rows.tolist()
         canvas = Canvas(ids, tuple(self.canvas.lengths[row] for row in order))
         wanted = canvas.masked(self.denoiser.facts.mask_id)
@@ -163,8 +202,7 @@ class Step:
         if self.denoiser.facts.block_length is not None:
             ends = torch.tensor([self.clocks[row].end for row in order], device=ids.device)
             wanted = wanted & (torch.arange(ids.shape[1], device=ids.device) < ends[:, None])
-        prediction = self.forwards.predict(canvas, self.given[rows], pad_rows(wanted))
-        return prediction, entropy_stats(prediction.logits)
+        return canvas, wanted
 
 
 @dataclass(frozen=True)
@@ -180,6 +218,13 @@ class StepCost:
     forwards: Tensor
     backwards: Tensor
     rows: Tensor
+
+    def __add__(self, other: StepCost) -> StepCost:
+        return StepCost(
+            self.forwards + other.forwards,
+            self.backwards + other.backwards,
+            self.rows + other.rows,
+        )
 
     @classmethod
     def of_forwards(cls, forwards: Tensor) -> StepCost:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from boe.denoisers.base import Keep
 from boe.samplers.ancestral import Ancestral
 from boe.samplers.base import Clock, Count, Move, Policy, Remask, Sampler, Step, choose
+from boe.samplers.late_options import repr_of
 from boe.samplers.particles import Particles
 from boe.samplers.remdm import Renoise
 from boe.samplers.tokens import Tokens
+from boe.samplers.verifying import Verifier
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Strategy:
         tokens: how tokens are drawn; the policy's own way if ``None``.
         remask: what is taken back; what the policy itself takes back if ``None``.
         particles: several trajectories per sequence; one if ``None``.
+        verifier: what may not be revealed while there is something else; with policies that
+            rank positions, and nothing that takes tokens back.
 
     Raises:
         ValueError: parts that do not go together.
@@ -34,6 +38,10 @@ class Strategy:
     tokens: Tokens | None = None
     remask: Remask | None = None
     particles: Particles | None = None
+    verifier: Verifier | None = None
+
+    def __repr__(self) -> str:
+        return repr_of(self, ("verifier",))
 
     def __post_init__(self) -> None:
         if not isinstance(self.which, Policy):
@@ -53,6 +61,18 @@ class Strategy:
                 f"remask={self.remask.name!r} does not go with {name}, which decides itself what "
                 "is taken back"
             )
+
+        if self.verifier is not None:
+            if not isinstance(self.which, Sampler):
+                raise ValueError(
+                    f"verifier needs a policy that ranks positions; {name} decides itself what "
+                    "it reveals"
+                )
+            if self.remask is not None:
+                raise ValueError(
+                    f"verifier does not go with remask={self.remask.name!r}, which needs as many "
+                    "reveals as it takes tokens back"
+                )
 
     @classmethod
     def of(cls, policy: Policy | Strategy) -> Strategy:
@@ -90,6 +110,10 @@ class Strategy:
         )
 
     def move(self, step: Step) -> Move:
+        move = self._chosen(step)
+        return move if self.verifier is None else self.verifier.allow(step, move)
+
+    def _chosen(self, step: Step) -> Move:
         if self.count is None and self.remask is None:
             return self.which.move(step)
         if isinstance(self.which, Sampler):

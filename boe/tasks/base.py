@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from boe.canvas import Canvas
 from boe.denoisers.base import Denoiser
 from boe.tasks.splits import Split
 from boe.training import TrainConfig
@@ -68,6 +69,16 @@ class Task(ABC):
     @abstractmethod
     def judge(self, item: TaskItem, ids: Tensor) -> Judgement:
         """The verdict on the filled-in canvas ``ids`` (L,)."""
+
+    def violated(self, canvas: Canvas) -> Tensor:
+        """Whether what is written in each canvas breaks the task's rules already, bool (B,).
+
+        Masks break none. For :class:`boe.samplers.Verifier`.
+
+        Raises:
+            ValueError: the task has no such rule.
+        """
+        raise ValueError(f"the task {self.name} has no rule for partly written answers")
 
     @abstractmethod
     def answer(self, ids: Tensor) -> str:

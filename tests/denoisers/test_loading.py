@@ -51,8 +51,12 @@ def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"cannot load .*nowhere"):
-        load_model(tmp_path / "nowhere")
+    for place in (tmp_path / "nowhere", "./nowhere", "../nowhere", "~/nowhere", "not/here/nowhere"):
+        with pytest.raises(FileNotFoundError, match="nowhere: there is no such directory"):
+            load_model(place)
+    save_tiny_bert(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"cannot load \./nowhere: there is no such"):
+        load_model(tmp_path, tokenizer="./nowhere")
 
 
 def test_damaged_weights_are_reported_in_one_line(tmp_path: Path) -> None:

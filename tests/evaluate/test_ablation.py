@@ -26,8 +26,8 @@ from boe.evaluate.ablation import (
 )
 from boe.evaluate.statistics import holm
 from boe.samplers import BoE, sampler_from
-from boe.samplers.boe import ACTIVE_SETS, PROBE_SETS
 from boe.samplers.candidates import CANDIDATE_RULES
+from boe.samplers.steered_rows import ACTIVE_SETS, PROBE_SETS
 
 
 def test_the_papers_rows_are_among_the_axes() -> None:

@@ -82,6 +82,12 @@ def test_a_text_that_does_not_fill_its_last_block_is_finished_too(model: LoadedM
     assert MASK not in sequences.tolist()
 
 
+def test_a_tokenizer_need_not_name_the_mask(tmp_path: Path) -> None:
+    nameless = boe.load_model(save_tiny_bert(tmp_path, mask_token=False), mask_id=MASK)
+    assert nameless.tokenizer.mask_token_id is None
+    assert MASK not in written(nameless, torch.stack(prompts(8)), "confidence").tolist()
+
+
 def test_steering_changes_the_order_of_commitments(model: LoadedModel) -> None:
     pipe = llada2_pipeline(model, STEERED)
     calls = []

@@ -115,6 +115,59 @@ def test_several_reveals_a_step_take_the_best_ranked() -> None:
     assert record.revealed.tolist() == sorted(sorted(range(5), key=lambda k: -gains[k])[:2])
 
 
+def joint_picks(denoiser: JointDenoiser, canvas: Tensor, count: int, pool: list[int]) -> list[int]:
+    """By hand: the surest of ``pool``, then always what leaves the other masks surest."""
+    p = denoiser.conditionals(canvas.unsqueeze(0))[0]
+    tokens = p.argmax(dim=1)
+    picks = [max(pool, key=lambda k: float(p[k].max()))]
+    while len(picks) < count:
+        left = {}
+        for k in set(pool) - set(picks):
+            written = canvas.clone()
+            written[[*picks, k]] = tokens[[*picks, k]]
+            after = entropies(denoiser.conditionals(written.unsqueeze(0))[0])
+            others = [j for j in range(len(canvas)) if int(written[j]) == MASK]
+            # What the pick's own entropy was counts for it, as it does alone.
+            left[k] = float(after[others].sum() + entropies(p)[k])
+        picks.append(min(left, key=lambda k: left[k]))
+    return picks
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_joint_picks_are_tried_beside_those_that_were_taken_before(count: int, seed: int) -> None:
+    denoiser, canvas = joint(seed), torch.zeros(5).long()
+    sampler = Lookahead(candidates="all", joint=True)
+    record, _ = first_step(sampler, denoiser, canvas, budget=TokensPerStep(count))
+    expected = joint_picks(joint(seed), canvas, count, list(range(5)))
+    assert record.scores.argsort(descending=True)[:count].tolist() == expected
+    assert record.revealed.tolist() == sorted(expected)
+
+
+def test_joint_picks_avoid_what_repeats_and_what_contradicts_a_pick() -> None:
+    # Positions 0 and 1 are the same fair coin, 2 and 3 another; 4 is surer, and alone.
+    coin = torch.zeros(2, 2, 2, 2, 2).double()
+    for a in range(2):
+        for b in range(2):
+            coin[a, a, b, b] = torch.tensor([0.6, 0.4])
+    canvas = torch.zeros(5).long()
+    budget = TokensPerStep(3)
+    sampler = Lookahead(candidates="all", joint=True)
+    record, _ = first_step(sampler, JointDenoiser(coin), canvas, budget=budget)
+    assert record.revealed.tolist() == [0, 2, 4], "a coin each, and not its twin"
+    alone, _ = first_step(Lookahead(candidates="all"), JointDenoiser(coin), canvas, budget=budget)
+    assert alone.revealed.tolist() == [0, 1, 2], "one by one a twin is as good as the first"
+
+
+def test_joint_picks_cost_a_try_per_candidate_for_every_reveal_but_the_first() -> None:
+    sampler = Lookahead(candidates="all", joint=True)
+    _, item = first_step(sampler, joint(), torch.zeros(5).long(), budget=TokensPerStep(2))
+    # Steps of five, three and one masks; of three, two are revealed after two tries.
+    assert item.account.nfe_forward == 3 + 4 + 2
+    _, single = first_step(sampler, joint(), torch.zeros(5).long())
+    assert single.account.nfe_forward == 5
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

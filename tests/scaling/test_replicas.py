@@ -47,6 +47,15 @@ def test_each_replica_gets_a_gpu_and_its_share_of_shards(
     assert (tmp_path / "001.log").read_text() == "7 3 3\n"
 
 
+def test_shards_are_dealt_in_turn_to_more_replicas_than_divide_them(
+    tmp_path: Path, program: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert run_replicas("generation", tmp_path, tmp_path, range(6), 4, "cpu", 1) == []
+    dealt = [(tmp_path / f"{n:03d}.log").read_text().split()[-1] for n in range(4)]
+    assert dealt == ["0,4", "1,5", "2", "3"]
+
+
 def test_a_replica_that_dies_leaves_the_others_at_work_and_is_named(
     tmp_path: Path, program: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from prompt_files import answers_of, write_lines
 from published_checkpoints import LLADA, random_state, write_checkpoint
-from rank_processes import two_ranks
+from rank_processes import ranks_running
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -63,7 +63,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         return [[*start, *one], [*start, *many, "--shards", "2"]]
 
     given = json.dumps([[*command, "--tensor-parallel", "2"] for command in commands("two")])
-    with two_ranks(Path(__file__).with_name("two_rank_commands.py"), folder, given):
+    with ranks_running(2, Path(__file__).with_name("two_rank_commands.py"), folder, given):
         for command in commands("one"):
             CliRunner().invoke(app, command, input="w3 w4 w5\n")
     return Ran(folder, [json.loads((folder / f"shown{k}.json").read_text()) for k in range(2)])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_processes import two_ranks
+from rank_processes import ranks_running
 
 # How much more of float64's rounding a sum in two parts may show than one of float32 does of
 # float32's, in which everything that both leave out is the same.
@@ -19,7 +19,7 @@ FACTOR = 3.0
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both ranks found (``two_ranks.py``)."""
     folder = tmp_path_factory.mktemp("ranks")
-    with two_ranks(Path(__file__).with_name("two_ranks.py"), folder):
+    with ranks_running(2, Path(__file__).with_name("two_ranks.py"), folder):
         pass
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 

@@ -146,7 +146,8 @@ def film_item(
     """One item of a task decoded by each of ``samplers``, with the task's verdicts."""
     films = []
     for sampler in samplers:
-        result = _decode(denoiser, item.canvas, item.number, Cell(sampler, setting, seed, sampler))
+        cell = Cell(sampler, setting, seed, sampler)
+        result = _decode(denoiser, item.canvas, item.number, cell, task)
         verdict = task.judge(item, result.ids.cpu())
         films.append(_film_of(sampler, setting, result, verdict.correct))
     truth = truth_of(task, item)
@@ -197,8 +198,10 @@ def _letters(task: Task) -> Callable[[int], str]:
     return str
 
 
-def _decode(denoiser: Denoiser, canvas: Tensor, number: int, cell: Cell) -> Item:
-    return run_cell(denoiser, [canvas], [number], cell, trajectory=True).items[0]
+def _decode(
+    denoiser: Denoiser, canvas: Tensor, number: int, cell: Cell, task: Task | None = None
+) -> Item:
+    return run_cell(denoiser, [canvas], [number], cell, task, trajectory=True).items[0]
 
 
 def _film_of(sampler: str, setting: Setting, item: Item, correct: bool | None = None) -> Film:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.canvas import Canvas
 from boe.tasks.base import Judgement
 from boe.tasks.countdown.expressions import (
     ADDITIVE_FORMS,
@@ -18,11 +19,12 @@ from boe.tasks.countdown.expressions import (
     expression_text,
     problem_key,
 )
+from boe.tasks.countdown.partial import breaks_rules
 from boe.tasks.scoring.countdown import is_solution
 from boe.tasks.scoring.pc_sampler import pc_countdown
 from boe.tasks.text.model import ModelShape
 from boe.tasks.text.task import FILL, GIVEN, CharacterTask, TextProblem
-from boe.tasks.text.vocabulary import END, encode_all
+from boe.tasks.text.vocabulary import END, decode, encode_all
 from boe.training import TrainConfig
 
 _ANSWER = 10  # "(20+19)/13", the longest there is
@@ -94,11 +96,23 @@ class CountdownTask(CharacterTask[CountdownDifficulty]):
             texts.append(prompt + expression_text(a, b, c, form).ljust(_ANSWER, END))
         return encode_all(texts)
 
+    def violated(self, canvas: Canvas) -> Tensor:
+        """What :func:`breaks_rules` finds in the answer."""
+        start = self.prompt_length()
+        texts = [decode(ids) for ids in canvas.ids]
+        broken = [breaks_rules(*_problem(t[:start]), t[start:]) for t in texts]
+        return torch.tensor(broken, device=canvas.ids.device)
+
     def check(self, problem: TextProblem, answer: str) -> Judgement:
-        shown, _, target = problem.prompt.rstrip(":").partition("=")
-        numbers = [int(number) for number in shown.split(",")]
+        numbers, target = _problem(problem.prompt)
         expression, _, rest = answer.partition(END)
         # What stands behind the end must be filling only, or the answer is not finished.
         finished = not rest.strip(END)
         metrics = {"reference": float(pc_countdown(expression, problem.reference.rstrip(END)))}
-        return Judgement(finished and is_solution(expression, numbers, int(target)), metrics)
+        return Judgement(finished and is_solution(expression, numbers, target), metrics)
+
+
+def _problem(prompt: str) -> tuple[list[int], int]:
+    """The numbers and the target that a prompt shows."""
+    shown, _, target = prompt.rstrip(":").partition("=")
+    return [int(number) for number in shown.split(",")], int(target)

@@ -10,11 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.canvas import Canvas
 from boe.denoisers.transformers_model import TransformersDenoiser
 from boe.tasks import checkpoints
 from boe.tasks.base import Judgement, Task, TaskItem
+from boe.tasks.repeats import has_repeat
 from boe.tasks.splits import Split, check_split
-from boe.tasks.sudoku.grid import Grid, format_grid, is_complete, parse_grid, solutions
+from boe.tasks.sudoku.grid import UNITS, Grid, format_grid, is_complete, parse_grid, solutions
 from boe.tasks.sudoku.model import (
     MASK_ID,
     PAD_ID,
@@ -79,6 +81,11 @@ class SudokuTask(Task):
         filled = ids.tolist()
         kept = all(clue in (0, digit) for clue, digit in zip(item.data, filled, strict=True))
         return Judgement(kept and is_complete(filled))
+
+    def violated(self, canvas: Canvas) -> Tensor:
+        """A digit that stands twice in a row, column or box."""
+        digits = torch.where((canvas.ids > 0) & (canvas.ids < MASK_ID), canvas.ids, 0)
+        return has_repeat(digits, torch.tensor(UNITS))
 
     def answer(self, ids: Tensor) -> str:
         return format_grid([digit if 1 <= digit <= 9 else 0 for digit in ids.tolist()])

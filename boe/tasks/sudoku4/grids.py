@@ -13,17 +13,18 @@ CELLS = SIDE * SIDE
 ROW = [cell // SIDE for cell in range(CELLS)]
 COLUMN = [cell % SIDE for cell in range(CELLS)]
 BOX = [row // 2 * 2 + column // 2 for row, column in zip(ROW, COLUMN, strict=True)]
+UNITS = [
+    [cell for cell in range(CELLS) if unit[cell] == number]
+    for unit in (ROW, COLUMN, BOX)
+    for number in range(SIDE)
+]
 
 
 def is_complete(text: str) -> bool:
     """Whether 16 characters are a solved grid, row by row."""
     if len(text) != CELLS or set(text) != set("1234"):
         return False
-    return all(
-        len({text[cell] for cell in range(CELLS) if unit[cell] == number}) == SIDE
-        for unit in (ROW, COLUMN, BOX)
-        for number in range(SIDE)
-    )
+    return all(len({text[cell] for cell in unit}) == SIDE for unit in UNITS)
 
 
 @cache

@@ -51,6 +51,11 @@ class ScatteredSudoku4Task(Sudoku4Task):
         grids.scatter_(1, views.unsqueeze(1), (DIGIT_ID + puzzles).unsqueeze(1))
         return ids
 
+    @classmethod
+    def clues(cls, ids: Tensor) -> Tensor:
+        grids = ids[:, :_PROMPT].view(-1, VIEWS, CELLS + 1)[..., :CELLS]
+        return grids.amax(dim=1) - DIGIT_ID
+
     def check(self, problem: TextProblem, answer: str) -> Judgement:
         grids = problem.prompt.rstrip("=").split(";")
         puzzle = "".join(max(cells) for cells in zip(*grids, strict=True))

@@ -10,20 +10,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.canvas import Canvas
 from boe.tasks.base import Judgement
+from boe.tasks.repeats import has_repeat
 from boe.tasks.scoring.sudoku4 import cell_accuracy
 from boe.tasks.sudoku4.grids import (
     BOX,
     CELLS,
     COLUMN,
     ROW,
+    SIDE,
+    UNITS,
     count_solutions,
     is_complete,
     solved_grids,
 )
 from boe.tasks.text.model import ModelShape
 from boe.tasks.text.task import FILL, GIVEN, CharacterTask, TextProblem
-from boe.tasks.text.vocabulary import DIGIT_ID, encode
+from boe.tasks.text.vocabulary import DIGIT_ID, MASK_ID, encode
 from boe.training import TrainConfig
 
 SEPARATOR = 4
@@ -89,6 +93,21 @@ class Sudoku4Task(CharacterTask[Sudoku4Difficulty]):
         equals = torch.full((len(problems), 1), encode("=")[0])
         ids = problems + DIGIT_ID
         return torch.cat((ids[:, :CELLS], equals, ids[:, CELLS:]), dim=1)
+
+    def violated(self, canvas: Canvas) -> Tensor:
+        """A cell that is no digit from 1 to 4, changes a clue, or repeats one in its unit."""
+        clues = self.clues(canvas.ids)
+        ids = canvas.ids[:, -CELLS:]
+        written = ids != MASK_ID
+        cells = torch.where(written, ids - DIGIT_ID, 0)
+        wrong = written & ((cells < 1) | (cells > SIDE) | ((clues > 0) & (cells != clues)))
+        grid = torch.where(written, cells, clues)
+        return wrong.any(dim=1) | has_repeat(grid, torch.tensor(UNITS))
+
+    @classmethod
+    def clues(cls, ids: Tensor) -> Tensor:
+        """The puzzle in the prompts of canvases (N, L), 0 for empty, int64 (N, 16)."""
+        return ids[:, :CELLS] - DIGIT_ID
 
     def check(self, problem: TextProblem, answer: str) -> Judgement:
         puzzle = problem.prompt[:CELLS]
