@@ -18,10 +18,10 @@ namespace {
 // the second cache.
 constexpr int64_t kForwardRows = 256;
 
-// The gradient splits the keys of a head over tasks, whose shares of dq are added in order. Few
-// tasks would leave threads idle, many would hold many shares; not a matter of how many threads
-// there are, so that the sums are not either.
-constexpr int64_t kGradientTasks = 64;
+// The gradient splits the keys of a head over tasks, whose shares of dq are added in order: so
+// many tasks to a canvas, if there are keys enough. That is no matter of how many threads or
+// canvases there are, so that the sums are not either.
+constexpr int64_t kTasksPerCanvas = 16;
 constexpr int64_t kLeastKeys = 256;
 
 const char* at(const boe_heads& heads, int64_t element_size, int64_t batch, int64_t head) {
@@ -173,7 +173,7 @@ int32_t boe_attention_backward(int32_t variant, int32_t threads, const boe_atten
     const int64_t padded = padded_to_step(rows), width = padded_to_step(call->width);
     const int64_t heads = call->batch * call->kv_heads;
     const int64_t wanted = at_least_one(
-        std::min(ceil_div(kGradientTasks, at_least_one(heads)), call->keys / kLeastKeys));
+        std::min(ceil_div(kTasksPerCanvas, call->kv_heads), call->keys / kLeastKeys));
     const int64_t blocks = ceil_div(ceil_div(call->keys, wanted), kKeys);
     const int64_t part = at_least_one(blocks) * kKeys;
     const int64_t parts = at_least_one(ceil_div(call->keys, part));

@@ -90,8 +90,9 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 def test_a_canvas_gives_the_same_bits_alone_as_in_a_batch():
-    *inputs, grad = random_qkv(batch=3, heads=(4, 2), length=131, width=32)
-    rows = torch.tensor([[5, 7, 130], [0, -1, 1], [99, 3, -1]])
+    # Enough keys for a head's to be split.
+    *inputs, grad = random_qkv(batch=3, heads=(16, 16), length=1100, width=16)
+    rows = torch.tensor([[5, 7, 1030], [0, -1, 1], [99, 3, -1]])
     together = output_and_gradients(attend(rows), inputs, grad)
     for b in range(3):
         alone = [x[b : b + 1] for x in inputs]
