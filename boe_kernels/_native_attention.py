@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ctypes import Structure, addressof, c_double, c_int64, c_void_p
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,8 +41,7 @@ class _Call(Structure):
     ]
 
 
-@dataclass(frozen=True)
-class Sight:
+class Sight(NamedTuple):
     """Who sees whom: positions of rows and keys, and what hides keys.
 
     Attributes:
@@ -60,8 +58,7 @@ class Sight:
     keys: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class AtPositions:
+class AtPositions(NamedTuple):
     """A tensor of a whole canvas: the rows are found at their positions in it."""
 
     canvas: Tensor
@@ -108,7 +105,7 @@ def key_row_gradients(
         k_rows, v_rows: (B, Hkv, A, D), finite at padding.
     """
     dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k_rows, v_rows))
-    among_rows = replace(sight, keys=sight.rows)
+    among_rows = sight._replace(keys=sight.rows)
     attention_backward(dout, q, k_rows, v_rows, out, lse, among_rows, dk=dk, dv=dv)
     return dk, dv
 
@@ -125,15 +122,13 @@ def _run(kernel: str, sight: Sight, **tensors: Rows | None) -> None:
     for name, value in tensors.items():
         if value is None:
             continue
+        at_positions = isinstance(value, AtPositions)
         tensor = value.canvas if isinstance(value, AtPositions) else value
         # Results have room of their own with unit stride.
         if name != "lse" and tensor.stride(3) != 1:
             tensor = tensor.contiguous()
         alive.append(tensor)
-        heads = getattr(call, name)
-        heads.data = tensor.data_ptr()
-        heads.batch_stride, heads.head_stride, heads.row_stride = tensor.stride()[:3]
-        heads.at_positions = isinstance(value, AtPositions)
+        setattr(call, name, _Heads(tensor.data_ptr(), *tensor.stride()[:3], at_positions))
         if name == "q":
             call.q_heads, call.rows = tensor.shape[1:3]
             call.dtype = DTYPES[tensor.dtype]
