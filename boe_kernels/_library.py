@@ -116,18 +116,17 @@ class _DifferentiableOp:
 
 def _unobserved(args: tuple[Any, ...]) -> bool:
     """Whether nothing could tell a call of an op's implementation from one of the op."""
-    if (
-        torch._C._len_torch_dispatch_stack() != 0
-        or torch._C._len_torch_function_stack() != 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-        or forward_ad._current_level >= 0
-    ):
-        return False
-    return all(
-        type(arg) in (torch.Tensor, torch.nn.Parameter) and not arg.is_meta
-        for arg in args
-        if isinstance(arg, torch.Tensor)
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch._C._autograd._profiler_enabled()
+        and forward_ad._current_level < 0
+        and all(
+            type(arg) in (torch.Tensor, torch.nn.Parameter) and not arg.is_meta
+            for arg in args
+            if isinstance(arg, torch.Tensor)
+        )
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from boe_kernels._key_mask import bias_of, seen_keys
-from boe_kernels._rows import pad_rows
+from boe_kernels._rows import empty_by_rows, pad_rows
 
 _cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -133,8 +133,7 @@ def _as_kernel_lays_out(x: Tensor) -> Tensor:
 
 def gradient_layout(like: Tensor) -> Tensor:
     """Zeros of the shape of ``like``, laid out as the gradients are."""
-    batch, heads, length, width = like.shape
-    return like.new_zeros(batch, length, heads, width).transpose(1, 2)
+    return empty_by_rows(like).zero_()
 
 
 def _public_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:

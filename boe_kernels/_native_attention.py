@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from boe_kernels._masked_sdpa import keys_bias
 from boe_kernels._native import DTYPES
 from boe_kernels._native_library import library
 
@@ -110,12 +111,6 @@ def key_row_gradients(
     return dk, dv
 
 
-def empty_gradient(like: Tensor) -> Tensor:
-    """Room for a gradient, laid out as ``gradient_layout`` does."""
-    batch, heads, length, width = like.shape
-    return like.new_empty(batch, length, heads, width).transpose(1, 2)
-
-
 def _run(kernel: str, sight: Sight, **tensors: Rows | None) -> None:
     alive: list[Tensor] = []
     call = _Call()
@@ -148,8 +143,9 @@ def _run(kernel: str, sight: Sight, **tensors: Rows | None) -> None:
         keys = sight.keys.contiguous()
         alive.append(keys)
         call.key_positions, call.key_positions_stride = keys.data_ptr(), _batch_stride(keys)
-    bias = _float_bias(sight.key_mask)
+    bias = keys_bias(sight.key_mask, torch.float32)
     if bias is not None:
+        bias = bias[:, 0, 0].contiguous()
         alive.append(bias)
         call.key_bias, call.key_bias_stride = bias.data_ptr(), bias.stride(0)
     library().run(kernel, addressof(call))
@@ -157,13 +153,3 @@ def _run(kernel: str, sight: Sight, **tensors: Rows | None) -> None:
 
 def _batch_stride(rows: Tensor) -> int:
     return 0 if rows.dim() == 1 or rows.shape[0] == 1 else rows.stride(0)
-
-
-def _float_bias(key_mask: Tensor | None) -> Tensor | None:
-    """The key mask as float32 (B, Lk): 0 or the bias at keys that are seen, −∞ elsewhere."""
-    if key_mask is None:
-        return None
-    if key_mask.dtype != torch.bool:
-        return key_mask.to(torch.float32).contiguous()
-    bias = torch.zeros(key_mask.shape, dtype=torch.float32)
-    return bias.masked_fill_(~key_mask, -torch.inf)

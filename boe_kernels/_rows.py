@@ -113,6 +113,12 @@ def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x.transpose(1, 2)[batch, rows].transpose(1, 2)
 
 
+def empty_by_rows(like: Tensor) -> Tensor:
+    """Room of the shape of ``like`` (B, H, L, D), in memory (B, L, H, D), as models lay it out."""
+    batch, heads, length, width = like.shape
+    return like.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
 def replace_rows(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     """A copy of ``x`` (B, H, L, D) whose given rows are ``values`` (B, H, A, D).
 

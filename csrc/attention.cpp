@@ -107,6 +107,16 @@ struct Sight {
     }
 };
 
+// A thread's working memory, handed out piece by piece.
+struct Room {
+    float* rest;
+
+    float* take(int64_t size) {
+        rest += size;
+        return rest - size;
+    }
+};
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t at_least_one(int64_t n) { return n > 1 ? n : 1; }
 
@@ -136,14 +146,13 @@ int32_t boe_attention_forward(int32_t variant, int32_t threads, const boe_attent
         const int64_t head = i / parts, start = i % parts * kForwardRows;
         const Group group = {*call, kernels, head / call->kv_heads, head % call->kv_heads};
         const int64_t count = std::min(rows - start, kForwardRows);
-        float* free_room = rooms + thread_number() * room;
-        const auto take = [&](int64_t size) { return free_room += size, free_room - size; };
+        Room memory = {rooms + thread_number() * room};
         AttentionTask task = group.task();
-        float* packed = take(most * width);
-        float* transposed = take(most * width);
-        task.top = take(most);
-        task.total = take(most);
-        const Sight sight = {(int32_t*)take(most), (int32_t*)take(most)};
+        float* packed = memory.take(most * width);
+        float* transposed = memory.take(most * width);
+        task.top = memory.take(most);
+        task.total = memory.take(most);
+        const Sight sight = {(int32_t*)memory.take(most), (int32_t*)memory.take(most)};
         group.pack(call->q, start, count, packed, transposed);
         sight.fill(group, start, count, task);
         task.first_key = 0;
@@ -151,7 +160,7 @@ int32_t boe_attention_forward(int32_t variant, int32_t threads, const boe_attent
         task.rows = padded_to_step(count);
         task.q_t = transposed;
         task.out = packed;
-        kernels.attend(task, free_room);
+        kernels.attend(task, memory.rest);
         for (int64_t r = 0; r < count; r++) {
             const int64_t row = start + r;
             const bool padding = group.position(row) < 0;
@@ -187,16 +196,15 @@ int32_t boe_attention_backward(int32_t variant, int32_t threads, const boe_atten
     parallel_for(team, tasks, [&](int64_t i) {
         const int64_t head = i / parts, from = i % parts * part;
         const Group group = {*call, kernels, head / call->kv_heads, head % call->kv_heads};
-        float* free_room = rooms + thread_number() * room;
-        const auto take = [&](int64_t size) { return free_room += size, free_room - size; };
+        Room memory = {rooms + thread_number() * room};
         AttentionTask task = group.task();
-        float* q = take(padded * width);
-        float* q_t = take(padded * width);
-        float* dout = take(padded * width);
-        float* dout_t = take(padded * width);
-        float* lse = take(padded);
-        float* delta = take(padded);
-        const Sight sight = {(int32_t*)take(padded), (int32_t*)take(padded)};
+        float* q = memory.take(padded * width);
+        float* q_t = memory.take(padded * width);
+        float* dout = memory.take(padded * width);
+        float* dout_t = memory.take(padded * width);
+        float* lse = memory.take(padded);
+        float* delta = memory.take(padded);
+        const Sight sight = {(int32_t*)memory.take(padded), (int32_t*)memory.take(padded)};
         // The transposed rows' place holds the output first: delta is its product with dout.
         group.pack(call->out, 0, rows, q_t, nullptr);
         group.pack(call->dout, 0, rows, dout, dout_t);
@@ -228,7 +236,7 @@ int32_t boe_attention_backward(int32_t variant, int32_t threads, const boe_atten
             task.dv = (void*)at(call->dv, group.element_size(), group.batch, group.kv_head);
             task.dv_stride = call->dv.row_stride;
         }
-        kernels.attend_gradient(task, free_room);
+        kernels.attend_gradient(task, memory.rest);
     });
     if (call->dq.data != nullptr) {
         parallel_for(std::min<int64_t>(team, heads), heads, [&](int64_t head) {

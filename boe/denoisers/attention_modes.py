@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boe.denoisers.base import UnsupportedModel
+from boe.denoisers.base import UnsupportedModel, mark_rows
 from boe_kernels import (
     DeferredRows,
     active_query_attention,
@@ -163,10 +163,7 @@ class StopGradient(AttentionMode):
         return out
 
     def _drop_inactive(self, grad: Tensor) -> Tensor:
-        rows = self.active.rows
-        keep = grad.new_zeros(rows.shape[0], grad.shape[2] + 1)
-        keep.scatter_(1, torch.where(rows < 0, grad.shape[2], rows), 1.0)
-        return grad * keep[:, None, :-1, None]
+        return grad * mark_rows(self.active.rows, grad.shape[2])[:, None, :, None]
 
 
 def _gives_lse(q: Tensor) -> bool:

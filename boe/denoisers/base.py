@@ -261,6 +261,13 @@ def required_keep(engine: Engine, bridges: bool) -> Keep:
     return "attention" if bridges else "keys_values"
 
 
+def mark_rows(rows: Tensor, length: int) -> Tensor:
+    """bool (B, L), True at the ``rows`` (B, A) padded with −1, which may repeat."""
+    # A spare column takes the padding.
+    marked = rows.new_zeros(rows.shape[0], length + 1, dtype=torch.bool)
+    return marked.scatter_(1, torch.where(rows < 0, length, rows), True)[:, :-1]
+
+
 def slots_of(members: Tensor, rows: Tensor, length: int) -> Tensor:
     """Where each of ``members`` (B, N) stands in ``rows`` (B, A); −1 where it does not."""
     batch = members.shape[0]

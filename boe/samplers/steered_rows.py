@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boe.denoisers.base import BridgeRule, GradientRequest
+from boe.denoisers.base import BridgeRule, GradientRequest, mark_rows
 from boe.samplers.base import Step, top_positions
 from boe_kernels import pad_rows
 
@@ -56,10 +56,7 @@ def choose_active(
     elif active_set in ("masked", "bridges"):
         masked = torch.where(step.masked & steered.unsqueeze(1), step.positions, -1)
         members += [masked, facts.row_of(masked)]
-    active = torch.zeros(canvas.batch, canvas.length + 1, dtype=torch.bool, device=valid.device)
-    for rows in members:
-        active.scatter_(1, torch.where(rows < 0, canvas.length, rows), True)
-    active = active[:, :-1]
+    active = mark_rows(torch.cat(members, dim=1), canvas.length)
     if active_set != "bridges":
         return pad_rows(active), 0
     others = valid & ~active

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from boe.canvas import Canvas
-from boe.denoisers.base import Denoiser, Prediction
+from boe.denoisers.base import Denoiser, Prediction, mark_rows
 from boe.samplers.memory import Memory
 from boe_kernels import EntropyStats, entropy_stats, pad_rows
 
@@ -179,11 +179,9 @@ class Step:
         """
         facts = self.denoiser.facts
         canvas, wanted = self._foreseen(rows, ids)
-        active = torch.nn.functional.pad(wanted | (ids != self.canvas.ids[rows]), (0, 1))
         positions = pad_rows(wanted)
-        predicting = facts.row_of(positions)
-        spare = torch.where(predicting < 0, canvas.length, predicting)
-        active = active.scatter(1, spare, True)[:, :-1]
+        predicting = mark_rows(facts.row_of(positions), canvas.length)
+        active = wanted | predicting | (ids != self.canvas.ids[rows])
         prediction = self.forwards.predict_changed(
             self.prediction, rows, canvas, self.given[rows], positions, pad_rows(active)
         )

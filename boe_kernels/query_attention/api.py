@@ -115,9 +115,8 @@ def active_query_attention(
         note_path(op.NAME, path)
         rows = pad_rows(active_idx)
         return reference(q, k, v, rows, key_mask, scale, window, block_size, grad_rows)
-    return op.forward_op(q, k, v, active_idx, key_mask, scale, window, block_size, grad_rows, path)[
-        0
-    ]
+    inputs = (q, k, v, active_idx, key_mask, scale, window, block_size, grad_rows, path)
+    return op.forward_op(*inputs)[0]
 
 
 class OutputWithLSE(NamedTuple):

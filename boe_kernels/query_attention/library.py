@@ -75,10 +75,7 @@ def keep_rows(q: Tensor, out: Tensor, lse: Tensor, rows: Tensor) -> tuple[Tensor
     Kept in place of the whole tensors they hold O(|A|·D) memory until the backward, which
     is then spared the gathering. Padding reads row 0.
     """
-    if rows.dim() == 1:
-        lse_rows = lse.index_select(2, rows) if lse.numel() else lse
-        return q.index_select(2, rows), out.index_select(2, rows), lse_rows
-    rows = rows.clamp_min(0)
+    rows = rows.clamp_min(0) if rows.dim() == 2 else rows
     lse_rows = gather_rows(lse.unsqueeze(-1), rows).squeeze(-1) if lse.numel() else lse
     return gather_rows(q, rows), gather_rows(out, rows), lse_rows
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
-from boe_kernels._masked_sdpa import gradient_layout
 from boe_kernels._native import why_not_native
-from boe_kernels._rows import pad_rows
+from boe_kernels._rows import empty_by_rows, pad_rows
 from boe_kernels._triton import why_not_triton
 from boe_kernels.query_attention import library
 
@@ -51,7 +50,7 @@ def _forward_fake(
     if path == "triton":
         return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     if path == "native":
-        return gradient_layout(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+        return empty_by_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     return library.forward(q, k, v, key_mask, scale, window, block_size)
 
 
@@ -105,10 +104,10 @@ def _backward_fake(
     *_, grad_rows, compact_dq, _, path = options
     dq_shape = (*q.shape[:2], active_idx.shape[-1], q.shape[3]) if compact_dq else dout.shape
     as_canvas = path == "native" and not compact_dq
-    dq = gradient_layout(dout) if as_canvas else q.new_empty(dq_shape)
+    dq = empty_by_rows(dout) if as_canvas else q.new_empty(dq_shape)
     if path == "triton" or grad_rows == "keys":
         return dq, k.new_empty(k.shape), v.new_empty(v.shape)
-    return dq, gradient_layout(k), gradient_layout(v)
+    return dq, empty_by_rows(k), empty_by_rows(v)
 
 
 def _indices(active_idx: Tensor, path: str) -> Tensor:

@@ -13,10 +13,9 @@ from boe_kernels._native_attention import (
     Sight,
     attention_backward,
     attention_forward,
-    empty_gradient,
     key_row_gradients,
 )
-from boe_kernels._rows import replace_rows
+from boe_kernels._rows import empty_by_rows, replace_rows
 
 
 def forward(
@@ -34,7 +33,7 @@ def forward(
     """Output rows, in memory (B, A, Hq, D), their log-sum-exp, merged keys and values."""
     keys = replace_rows(k, rows, k_rows)
     values = replace_rows(v, rows, v_rows)
-    out = empty_gradient(q_rows)
+    out = empty_by_rows(q_rows)
     sight = Sight(scale, rows, key_mask, window, block_size)
     return out, attention_forward(q_rows, keys, values, sight, out), keys, values
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
-from boe_kernels._masked_sdpa import gradient_layout
 from boe_kernels._native import why_not_native
-from boe_kernels._rows import replace_rows
+from boe_kernels._rows import empty_by_rows, replace_rows
 from boe_kernels._triton import why_not_triton
 from boe_kernels.row_attention import library
 
@@ -50,7 +49,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _, k_rows, v_rows, k, v, rows, *_ = inputs
         lse = q_rows.new_empty(q_rows.shape[:3], dtype=torch.float32)
         merged = replace_rows(k, rows, k_rows), replace_rows(v, rows, v_rows)
-        return gradient_layout(q_rows), lse, *merged
+        return empty_by_rows(q_rows), lse, *merged
     return library.forward(*inputs, padded=True)
 
 
