@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, addressof, c_double, c_int64, c_void_p
-from typing import ClassVar, NamedTuple
+from struct import Struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,34 +12,12 @@ from boe_kernels._masked_sdpa import keys_bias
 from boe_kernels._native import DTYPES
 from boe_kernels._native_library import library
 
-
-class _Heads(Structure):
-    """The twin of ``boe_heads`` in ``csrc/boe_kernels.h``."""
-
-    _fields_: ClassVar = [
-        ("data", c_void_p),
-        *((name, c_int64) for name in ("batch_stride", "head_stride", "row_stride")),
-        ("at_positions", c_int64),
-    ]
-
-
 _TENSORS = ("q", "k", "v", "out", "lse", "dout", "dq", "dk", "dv")
+_ABSENT = (0, 0, 0, 0, 0)
 
-
-class _Call(Structure):
-    """The twin of ``boe_attention``."""
-
-    _fields_: ClassVar = [
-        *((name, c_int64) for name in ("dtype", "batch", "q_heads", "kv_heads")),
-        *((name, c_int64) for name in ("rows", "keys", "width")),
-        ("scale", c_double),
-        *((name, c_int64) for name in ("window", "block_size")),
-        *(("positions", c_void_p), ("positions_stride", c_int64)),
-        *(("key_positions", c_void_p), ("key_positions_stride", c_int64)),
-        *(("key_bias", c_void_p), ("key_bias_stride", c_int64)),
-        *((name, _Heads) for name in _TENSORS),
-        ("dq_rows", c_int64),
-    ]
+# ``boe_attention`` of ``csrc/boe_kernels.h``, field by field, nine times ``boe_heads`` in it.
+# Packed at once: a ctypes structure takes ten times as long to fill.
+_CALL = Struct("@7qd2q" + "Pq" * 3 + "P4q" * len(_TENSORS) + "q")
 
 
 class Sight(NamedTuple):
@@ -113,43 +91,52 @@ def key_row_gradients(
 
 def _run(kernel: str, sight: Sight, **tensors: Rows | None) -> None:
     alive: list[Tensor] = []
-    call = _Call()
-    for name, value in tensors.items():
+    heads: list[int] = []
+    for name in _TENSORS:
+        value = tensors.get(name)
         if value is None:
+            heads += _ABSENT
             continue
-        at_positions = isinstance(value, AtPositions)
-        tensor = value.canvas if isinstance(value, AtPositions) else value
+        canvas = _canvas_of(value)
         # Results have room of their own with unit stride.
-        if name != "lse" and tensor.stride(3) != 1:
-            tensor = tensor.contiguous()
+        tensor = canvas if name == "lse" or canvas.stride(3) == 1 else canvas.contiguous()
         alive.append(tensor)
-        setattr(call, name, _Heads(tensor.data_ptr(), *tensor.stride()[:3], at_positions))
-        if name == "q":
-            call.q_heads, call.rows = tensor.shape[1:3]
-            call.dtype = DTYPES[tensor.dtype]
-        elif name == "dq":
-            call.dq_rows = tensor.shape[2]
-        elif name == "k":
-            call.batch, call.kv_heads, call.keys, call.width = tensor.shape
-    call.scale = sight.scale
-    call.window = -1 if sight.window is None else sight.window
-    call.block_size = sight.block_size or 0
-    if sight.rows is not None:
-        rows = sight.rows.contiguous()
-        alive.append(rows)
-        call.rows = rows.shape[-1]
-        call.positions, call.positions_stride = rows.data_ptr(), _batch_stride(rows)
-    if sight.keys is not None:
-        keys = sight.keys.contiguous()
-        alive.append(keys)
-        call.key_positions, call.key_positions_stride = keys.data_ptr(), _batch_stride(keys)
+        heads += (tensor.data_ptr(), *tensor.stride()[:3], canvas is not value)
+    q, k, dq = alive[0], alive[1], tensors.get("dq")
+    positions = _pointer(sight.rows, alive)
+    key_positions = _pointer(sight.keys, alive)
     bias = keys_bias(sight.key_mask, torch.float32)
-    if bias is not None:
-        bias = bias[:, 0, 0].contiguous()
-        alive.append(bias)
-        call.key_bias, call.key_bias_stride = bias.data_ptr(), bias.stride(0)
-    library().run(kernel, addressof(call))
+    key_bias = _pointer(None if bias is None else bias[:, 0, 0], alive)
+    batch, kv_heads, keys, width = k.shape
+    call = _CALL.pack(
+        DTYPES[q.dtype],
+        batch,
+        q.shape[1],
+        kv_heads,
+        q.shape[2] if sight.rows is None else sight.rows.shape[-1],
+        keys,
+        width,
+        sight.scale,
+        -1 if sight.window is None else sight.window,
+        sight.block_size or 0,
+        *positions,
+        *key_positions,
+        *key_bias,
+        *heads,
+        0 if dq is None else _canvas_of(dq).shape[2],
+    )
+    library().run(kernel, call)
 
 
-def _batch_stride(rows: Tensor) -> int:
-    return 0 if rows.dim() == 1 or rows.shape[0] == 1 else rows.stride(0)
+def _canvas_of(rows: Rows) -> Tensor:
+    return rows.canvas if isinstance(rows, AtPositions) else rows
+
+
+def _pointer(rows: Tensor | None, alive: list[Tensor]) -> tuple[int, int]:
+    """Address and batch stride of (A,) or (B or 1, A), which ``alive`` keeps from being freed."""
+    if rows is None:
+        return 0, 0
+    rows = rows.contiguous()
+    alive.append(rows)
+    shared = rows.dim() == 1 or rows.shape[0] == 1
+    return rows.data_ptr(), 0 if shared else rows.stride(0)

@@ -65,7 +65,7 @@ class NativeLibrary:
     variant: str
     has_threads: bool
 
-    def run(self, kernel: str, *arguments: float) -> None:
+    def run(self, kernel: str, *arguments: float | bytes) -> None:
         """Call a kernel on as many threads as PyTorch uses.
 
         Raises:

@@ -25,27 +25,27 @@ template <int kHeight, int kVectors>
 inline void multiply_tile(Factor a, const float* b, int64_t b_stride, int64_t inner, float* c,
                           int64_t c_stride, bool add) {
     Floats sum[kHeight][kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kHeight; i++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < kVectors; j++) {
             sum[i][j] = add ? load(c + i * c_stride + j * kLanes) : Floats{};
         }
     }
     for (int64_t n = 0; n < inner; n++) {
         Floats row[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < kVectors; j++) row[j] = load(b + n * b_stride + j * kLanes);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < kHeight; i++) {
             const float element = a.data[i * a.row_stride + n * a.column_stride];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int j = 0; j < kVectors; j++) sum[i][j] += row[j] * element;
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kHeight; i++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < kVectors; j++) store(c + i * c_stride + j * kLanes, sum[i][j]);
     }
 }
@@ -53,11 +53,13 @@ inline void multiply_tile(Factor a, const float* b, int64_t b_stride, int64_t in
 template <int kVectors>
 inline void multiply_panel(int64_t rows, int64_t inner, Factor a, const float* b, int64_t b_stride,
                            float* c, int64_t c_stride, bool add) {
+    // As many sums at once as a wide tile has: fewer wait for one another.
+    constexpr int kHeight = kVectors == 1 ? 2 * kTileRows : kTileRows;
     int64_t i = 0;
-    for (; i + kTileRows <= rows; i += kTileRows) {
+    for (; i + kHeight <= rows; i += kHeight) {
         const Factor part = {a.data + i * a.row_stride, a.row_stride, a.column_stride};
-        multiply_tile<kTileRows, kVectors>(part, b, b_stride, inner, c + i * c_stride, c_stride,
-                                           add);
+        multiply_tile<kHeight, kVectors>(part, b, b_stride, inner, c + i * c_stride, c_stride,
+                                         add);
     }
     for (; i < rows; i++) {
         const Factor part = {a.data + i * a.row_stride, a.row_stride, a.column_stride};
@@ -235,8 +237,14 @@ void attend_gradient(const AttentionTask& task, float* room) {
     float* slopes = scores + kKeys * kRows;
     float* k = slopes + kKeys * kRows;
     float* v = k + kKeys * width;
-    float* dk = v + kKeys * width;
-    float* dv = dk + kKeys * width;
+    float* const dk_room = v + kKeys * width;
+    float* const dv_room = dk_room + kKeys * width;
+    // Sums in float32 are made where they belong: the store of one is under way while the next
+    // is computed, which matters where they lie far apart.
+    const bool in_place =
+        task.dk != nullptr && task.dtype == BOE_FLOAT32 && task.width == width;
+    const int64_t dk_stride = in_place ? task.dk_stride : width;
+    const int64_t dv_stride = in_place ? task.dv_stride : width;
     if (task.dq != nullptr) {
         for (int64_t i = 0; i < rows * width; i++) task.dq[i] = 0.0f;
     }
@@ -244,6 +252,8 @@ void attend_gradient(const AttentionTask& task, float* room) {
         const int64_t keys = task.end_key - first < kKeys ? task.end_key - first : kKeys;
         copy_rows(task, task.k, task.k_stride, first, keys, k);
         copy_rows(task, task.v, task.v_stride, first, keys, v);
+        float* const dk = in_place ? (float*)task.dk + first * dk_stride : dk_room;
+        float* const dv = in_place ? (float*)task.dv + first * dv_stride : dv_room;
         bool add = false;
         for (int64_t start = 0; start < rows; start += kRows) {
             const int64_t count = rows - start < kRows ? rows - start : kRows;
@@ -267,9 +277,9 @@ void attend_gradient(const AttentionTask& task, float* room) {
             }
             if (task.dk != nullptr) {
                 multiply(keys, width, count, {slopes, kRows, 1}, task.q + start * width, width, dk,
-                         width, add);
+                         dk_stride, add);
                 multiply(keys, width, count, {scores, kRows, 1}, task.dout + start * width, width,
-                         dv, width, add);
+                         dv, dv_stride, add);
                 add = true;
             }
             if (task.dq != nullptr) {
@@ -278,13 +288,15 @@ void attend_gradient(const AttentionTask& task, float* room) {
             }
         }
         if (task.dk == nullptr) continue;
-        // No row sees these keys.
-        if (!add) {
-            for (int64_t i = 0; i < keys * width; i++) dk[i] = dv[i] = 0.0f;
-        }
         for (int64_t j = 0; j < keys; j++) {
-            narrow(task.dtype, dk + j * width, task.dk, (first + j) * task.dk_stride, task.width);
-            narrow(task.dtype, dv + j * width, task.dv, (first + j) * task.dv_stride, task.width);
+            float* const dk_row = dk + j * dk_stride;
+            float* const dv_row = dv + j * dv_stride;
+            if (!add) {  // No row sees these keys.
+                for (int64_t c = 0; c < width; c++) dk_row[c] = dv_row[c] = 0.0f;
+            }
+            if (in_place) continue;
+            narrow(task.dtype, dk_row, task.dk, (first + j) * task.dk_stride, task.width);
+            narrow(task.dtype, dv_row, task.dv, (first + j) * task.dv_stride, task.width);
         }
     }
 }
