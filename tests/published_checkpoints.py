@@ -18,7 +18,10 @@ from published_references import (
     sdar_routing,
 )
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedTokenizerFast
 
 from boe.denoisers.attention_denoiser import AttentionDenoiser
 from boe.denoisers.checkpoint import Checkpoint
@@ -368,6 +371,16 @@ def write_checkpoint(folder: Path, config: dict, state: dict, shards: int = 3) -
     return folder
 
 
+def save_words(folder: Path, count: int = WORDS, mask: str | None = None) -> None:
+    """A word tokenizer with ids 0 … count − 1 beside a checkpoint; ``mask`` has id 40."""
+    vocabulary = {f"w{k}": k for k in range(count)}
+    if mask is not None:
+        vocabulary[mask] = MASK
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(folder)
+
+
 class ExactNorm(nn.Module):
     """RMS normalisation in the input's own precision, where transformers' is float32."""
 
@@ -448,13 +461,15 @@ class Published:
         return z.index_fill(-1, torch.tensor([MASK]), -torch.inf)
 
 
-def load_published(name: str, folder: Path, **changes: object) -> Published:
+def load_published(
+    name: str, folder: Path, mesh: DeviceMesh | None = None, **changes: object
+) -> Published:
     """Writes a tiny checkpoint in float64 and loads it, with exact norms."""
     config = {**CONFIGS[name], **changes}
     state = random_state(config)
     checkpoint = Checkpoint.open(write_checkpoint(folder, config, state))
     blueprint = blueprint_of(checkpoint.config)
     assert blueprint is not None
-    denoiser = build_published(checkpoint, blueprint, MASK)
+    denoiser = build_published(checkpoint, blueprint, MASK, mesh=mesh)
     make_exact(denoiser.model, config)
     return Published(name, config, state, denoiser)

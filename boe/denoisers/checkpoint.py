@@ -12,7 +12,7 @@ unless allowed, and even then loaded as bare tensors (``weights_only``).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,18 +117,31 @@ class Checkpoint:
     def files(self) -> list[Path]:
         return list(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
 
-    def stream(self, device: str | torch.device = "cpu") -> Iterator[tuple[str, Tensor]]:
+    def stream(
+        self,
+        device: str | torch.device = "cpu",
+        parts: Mapping[str, tuple[slice, ...]] | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name, file by file; no more than one is held at a time.
 
+        Args:
+            parts: indices of what is read of some tensors; the rest of them is not.
+
         Raises:
-            CheckpointError: a file can no longer be read.
+            CheckpointError: a file can no longer be read, or parts of pickled weights are
+                asked for.
         """
+        if self.pickled and parts:
+            raise PickledWeights(
+                f"cannot load {self.folder} in parts: its weights are pickled; convert it once "
+                "with `boe convert --allow-pickle`"
+            )
         for file in self.files:
             names = [name for name, tensor in self.tensors.items() if tensor.file == file]
             if self.pickled:
                 yield from _read_pickle(file, names, device)
             else:
-                yield from _read_safetensors(file, names, device)
+                yield from _read_safetensors(file, names, device, parts or {})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -182,15 +195,23 @@ def _header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _read_safetensors(
-    file: Path, names: list[str], device: str | torch.device
+    file: Path,
+    names: list[str],
+    device: str | torch.device,
+    parts: Mapping[str, tuple[slice, ...]],
 ) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
     with _reading(file), safe_open(file, framework="pt", device=str(device)) as stored:
         for name in names:
-            tensor = stored.get_tensor(name)
+            if name in parts:
+                tensor = stored.get_slice(name)[parts[name]]
+            else:
+                tensor = stored.get_tensor(name)
             # On the CPU it may be a window on the file, which can change or vanish.
-            yield name, tensor.clone() if tensor.device.type == "cpu" else tensor
+            if tensor.device.type == "cpu":
+                tensor = tensor.clone(memory_format=torch.contiguous_format)
+            yield name, tensor.contiguous()
 
 
 def _pickle_headers(folder: Path) -> dict[str, StoredTensor]:

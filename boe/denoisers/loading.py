@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from boe.denoisers.attention_denoiser import AttentionDenoiser, check_block_length
 from boe.denoisers.base import UnsupportedModel
-from boe.denoisers.checkpoint import Checkpoint, first_line, read_config, refuse_pickles
-from boe.denoisers.published import FORMATS, Blueprint, blueprint_of
+from boe.denoisers.checkpoint import Checkpoint, first_line, read_config
+from boe.denoisers.published import Blueprint, blueprint_of
+from boe.denoisers.tensor_parallel import act_together, device_of, lay_out
+from boe.denoisers.transformers_loading import load_with_transformers
 from boe.denoisers.weights import load_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedTokenizerBase
 
 _PUBLISHED_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
@@ -37,18 +40,26 @@ class LoadedModel:
 def load_model(
     source: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     mask_id: int | None = None,
     tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     block_length: int | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> LoadedModel:
     """Load a masked language model as a denoiser.
 
+    With ``mesh`` the model is shared out over several processes: each of them makes this
+    call, and from then on the same calls of the denoiser at the same time. Each reads its own
+    part of every matrix of the layers, straight to its device, and the rest (embeddings,
+    head, norms) whole. A rank that runs out of memory later on ends with
+    :class:`boe.denoisers.tensor_parallel.RankOutOfMemory`: batches are not halved.
+
     Args:
         source: a checkpoint directory, or a model id of the Hub.
+        device: where the model is put, by default the CPU; not with ``mesh``, which says it.
         dtype: of the weights; the checkpoint's own by default.
         mask_id: id of the mask token, where neither config nor tokenizer say.
         tokenizer: directory or Hub id of the tokenizer, where the checkpoint has none
@@ -58,14 +69,23 @@ def load_model(
             no model that we build ourselves.
         block_length: of a block-causal model that was trained with other blocks than its
             config or family says.
+        mesh: of one dimension: the ranks that the layers are shared out over. Masked LMs
+            that transformers loads (EuroBERT) are read whole by every rank, on the CPU, and
+            shared out then.
 
     Raises:
         FileNotFoundError: nothing can be loaded from ``source``; the message says why.
         UnsupportedModel: no masked LM, no mask token, or an architecture that cannot be
-            used (see :class:`boe.denoisers.transformers_model.TransformersDenoiser`).
+            used (see :class:`boe.denoisers.transformers_model.TransformersDenoiser`), or not
+            with a mesh: no plan, or one of another kind, remote code, a quantised model.
+        ValueError: a mesh and a device, a mesh of several dimensions, or one that does not
+            divide the model's heads or MLP columns.
     """
+    if mesh is not None and device is not None:
+        raise ValueError(f"device is the mesh's where a mesh is given, got {str(device)!r}")
     for place in (source, tokenizer):
         _require_directory(place)
+    device = "cpu" if device is None else device
     folder, blueprint = _published(str(source), allow_pickle)
     if block_length is not None:
         check_block_length(block_length)
@@ -85,12 +105,14 @@ def load_model(
             unnamed_ids(blueprint, words),
             device=device,
             dtype=dtype,
+            mesh=mesh,
         )
         _name_mask(words, mask_id)
         return LoadedModel(denoiser, words, str(source))
-    return _load_with_transformers(
-        str(source), device, dtype, mask_id, tokenizer, allow_pickle, trust_remote_code
+    denoiser, words = load_with_transformers(
+        str(source), device, dtype, mask_id, tokenizer, allow_pickle, trust_remote_code, mesh
     )
+    return LoadedModel(denoiser, words, str(source))
 
 
 def build_published(
@@ -101,17 +123,27 @@ def build_published(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> AttentionDenoiser:
     """The denoiser that ``blueprint`` describes, with the weights of ``checkpoint``.
 
+    Args:
+        device: where it is put, unless ``mesh`` says it.
+        mesh: the ranks that its layers are shared out over.
+
     Raises:
-        CheckpointError: the weights do not fit or cannot be read.
+        CheckpointError: the weights do not fit or cannot be read, or, with a mesh, are pickled.
+        UnsupportedModel, ValueError: it cannot be shared out
+            (:func:`boe.denoisers.tensor_parallel.check_layout`).
     """
     model = blueprint.build()
+    if mesh is not None:
+        lay_out(model, mesh)
+        device = device_of(mesh)
     load_weights(checkpoint, model, blueprint.keys, device=device, dtype=dtype)
-    if blueprint.block_length is None:
-        return blueprint.denoiser(model, mask_id, suppressed_ids)
-    return blueprint.denoiser(model, mask_id, suppressed_ids, block_length=blueprint.block_length)
+    blocks = {} if blueprint.block_length is None else {"block_length": blueprint.block_length}
+    denoiser = blueprint.denoiser(model, mask_id, suppressed_ids, **blocks)
+    return denoiser if mesh is None else act_together(denoiser, mesh)
 
 
 def load_tokenizer(
@@ -213,94 +245,3 @@ def _name_mask(tokenizer: PreTrainedTokenizerBase, mask_id: int) -> None:
         tokenizer.mask_token = token
     elif len(tokenizer) == mask_id:
         tokenizer.add_special_tokens({"mask_token": "[MASK]"})
-
-
-def _load_with_transformers(
-    source: str,
-    device: str | torch.device,
-    dtype: torch.dtype | None,
-    mask_id: int | None,
-    tokenizer: str | Path | None,
-    allow_pickle: bool,
-    trust_remote_code: bool,
-) -> LoadedModel:
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
-
-    if not allow_pickle:
-        refuse_pickles(Path(source))
-    try:
-        own_code = PreTrainedConfig.get_config_dict(source)[0].get("auto_map") or {}
-        if own_code and not trust_remote_code and not _known(source):
-            raise UnsupportedModel(
-                f"{source} comes with Python code of its own, which is run only with "
-                f"trust_remote_code=True; without it boe loads {', '.join(FORMATS)} and "
-                "transformers' own masked LMs"
-            )
-        remote = trust_remote_code and bool(own_code)
-        config = AutoConfig.from_pretrained(source, trust_remote_code=remote)
-        if not remote and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-            raise UnsupportedModel(f"{source} ({config.model_type}) has no masked-LM class")
-        loader: Any = _remote_class(own_code, source) if remote else AutoModelForMaskedLM
-        model, report = loader.from_pretrained(
-            source,
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            trust_remote_code=remote,
-            use_safetensors=None if allow_pickle else True,
-        )
-        words = AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=remote)
-    except UnsupportedModel:
-        raise
-    except Exception as error:
-        # Damaged files surface as many kinds of exception, which all mean this.
-        reason = first_line(error)
-        if "safetensors" in reason and not allow_pickle:
-            reason += "; pickled weights are read only with allow_pickle=True"
-        raise FileNotFoundError(f"cannot load {source}: {reason}") from error
-    absent = sorted(report["missing_keys"])
-    if absent:
-        # transformers fills these in at random and only logs it.
-        raise FileNotFoundError(
-            f"cannot load {source}: {len(absent)} weights are missing, such as {absent[0]}"
-        )
-    mask_id = words.mask_token_id if mask_id is None else mask_id
-    if mask_id is None:
-        raise UnsupportedModel(f"the tokenizer of {source} has no mask token; give mask_id")
-    special = set(words.all_special_ids) - {mask_id}
-    unnamed = range(len(words), model.get_input_embeddings().weight.shape[0])
-    suppressed = (*sorted(special), *unnamed)
-    return LoadedModel(_denoiser(model.to(device), mask_id, suppressed, remote), words, source)
-
-
-def _denoiser(
-    model: PreTrainedModel, mask_id: int, suppressed_ids: tuple[int, ...], remote: bool
-) -> AttentionDenoiser:
-    from boe.denoisers.intercepted_model import InterceptedDenoiser
-    from boe.denoisers.transformers_model import TransformersDenoiser
-
-    try:
-        return TransformersDenoiser(model, mask_id, suppressed_ids=suppressed_ids)
-    except UnsupportedModel as refusal:
-        if not remote:
-            raise
-        try:
-            return InterceptedDenoiser(model, mask_id, suppressed_ids=suppressed_ids)
-        except UnsupportedModel as second:
-            raise UnsupportedModel(f"{refusal}; and {second}") from second
-
-
-def _known(source: str) -> bool:
-    """Whether transformers has this architecture without the checkpoint's code."""
-    from transformers import CONFIG_MAPPING, PreTrainedConfig
-
-    return PreTrainedConfig.get_config_dict(source)[0].get("model_type") in CONFIG_MAPPING
-
-
-def _remote_class(auto_map: dict[str, str], source: str) -> Any:
-    import transformers
-
-    for name in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel"):
-        if name in auto_map:
-            return getattr(transformers, name)
-    raise UnsupportedModel(f"the auto_map of {source} names no model class")

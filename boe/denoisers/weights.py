@@ -9,7 +9,9 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from boe.denoisers.base import UnsupportedModel
 from boe.denoisers.checkpoint import Checkpoint, CheckpointError, listed
+from boe.denoisers.tensor_parallel import filled, own_part
 
 
 @dataclass(frozen=True)
@@ -121,16 +123,21 @@ def load_weights(
     """Fill ``model``, built without memory (on the meta device), from ``checkpoint``.
 
     A parameter comes into being when its tensor is read, on ``device`` and in ``dtype``
-    (the checkpoint's own by default), so that there are never two copies of the model.
+    (the checkpoint's own by default), so that there are never two copies of the model. Of a
+    parameter that is laid out over ranks (:func:`boe.denoisers.tensor_parallel.lay_out`) this
+    rank's part is read and no more.
 
     Raises:
-        CheckpointError: weights are missing, unexpected, of another shape or unreadable.
+        CheckpointError: weights are missing, unexpected, of another shape or unreadable, or
+            they are pickled and should be read in part.
+        UnsupportedModel: a parameter that is laid out over ranks is stored in pieces.
     """
     report = keys.compare(checkpoint, model)
     if not report.fits:
         raise CheckpointError(f"cannot load {checkpoint.folder}: weights do not fit: {report}")
+    parts = _parts(model, keys)
     dtype = checkpoint.dtype if dtype is None else dtype
-    for name, tensor in checkpoint.stream(device):
+    for name, tensor in checkpoint.stream(device, parts):
         if name in keys.pieces:
             for piece in keys.pieces[name].pieces:
                 part = _room_for(model, piece.place, device, dtype)[piece.index]
@@ -143,7 +150,10 @@ def load_weights(
         if leaf in owner._buffers:
             owner.register_buffer(leaf, tensor)
         else:
-            setattr(owner, leaf, nn.Parameter(tensor.to(dtype), requires_grad=False))
+            tensor = tensor.to(dtype)
+            if name in parts:
+                tensor = filled(owner.get_parameter(leaf), tensor)
+            setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
     tie: Callable[[], None] | None = getattr(model, "tie_weights", None)
     if tie is not None:
         tie()
@@ -153,6 +163,19 @@ def load_weights(
             f"cannot load {checkpoint.folder}: {listed('no weights for', hollow)}"
         )
     model.to(device)
+
+
+def _parts(model: nn.Module, keys: KeyMap) -> dict[str, tuple[slice, ...]]:
+    """What this rank reads of the stored tensors that become parameters laid out over ranks."""
+    spread = {
+        place: part
+        for place, parameter in model.named_parameters()
+        if (part := own_part(parameter)) is not None
+    }
+    cut = [p.place for pieces in keys.pieces.values() for p in pieces.pieces if p.place in spread]
+    if cut:
+        raise UnsupportedModel(f"{cut[0]} is stored in pieces: a rank cannot read a part of it")
+    return {name: spread[place] for name, place in keys.names.items() if place in spread}
 
 
 def _room_for(

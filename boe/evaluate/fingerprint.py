@@ -17,7 +17,8 @@ def fingerprint(denoiser: Denoiser) -> str:
     """A hexadecimal digest that changes with the model's class, facts, dtype or any weight.
 
     Weights are the state of the modules among the denoiser's attributes, and its tensors that
-    are public.
+    are public. Those that are shared out over several processes are gathered one by one: all
+    of them make this call, and get the digest of the whole model.
 
     Raises:
         TypeError: it has neither, so that nothing tells it from another of its class.
@@ -52,5 +53,7 @@ def short_digest(ids: Tensor) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    if (gather := getattr(tensor, "full_tensor", None)) is not None:
+        tensor = gather()
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes()

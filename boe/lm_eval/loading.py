@@ -6,19 +6,20 @@ from dataclasses import replace
 
 from boe.denoisers.loading import LoadedModel, load_model
 from boe.denoisers.placement import compiled_as, dtype_named
+from boe.denoisers.tensor_parallel import parallelise
 from boe.lm_eval.ranks import Ranks
 from boe.lm_eval.settings import EvaluationSettings
 from boe.scaling.rank_group import RankGroup
-from boe.scaling.tensor_parallel import parallelise
 
 _EMBEDDED = "embedded:"
 
 
-def load(settings: EvaluationSettings, ranks: Ranks) -> LoadedModel:
-    """The checkpoint that is named, on this process's device.
+def load(settings: EvaluationSettings, ranks: Ranks, group: RankGroup | None = None) -> LoadedModel:
+    """The checkpoint that is named, on this process's device or shared out over ``group``.
 
     Raises:
         ValueError: no text task with a denoiser has that name.
+        FileNotFoundError, UnsupportedModel, ValueError: as :func:`boe.load_model`.
     """
     source = settings.pretrained
     if source.startswith(_EMBEDDED):
@@ -31,25 +32,30 @@ def load(settings: EvaluationSettings, ranks: Ranks) -> LoadedModel:
         source = str(TEXT_TASKS[name].weights)
     return load_model(
         source,
-        # Its layers move to the GPUs as they are shared out.
-        device="cpu" if settings.tensor_parallel > 1 else ranks.device(settings.device),
+        device=ranks.device(settings.device) if group is None else None,
         dtype=dtype_named(settings.dtype),
         mask_id=settings.mask_id,
         tokenizer=settings.tokenizer,
         allow_pickle=settings.allow_pickle,
         trust_remote_code=settings.trust_remote_code,
+        mesh=None if group is None else group.mesh,
     )
 
 
 def prepared(
-    loaded: LoadedModel, settings: EvaluationSettings, group: RankGroup | None
+    loaded: LoadedModel | None,
+    settings: EvaluationSettings,
+    ranks: Ranks,
+    group: RankGroup | None,
 ) -> LoadedModel:
-    """The model shared out over ``group``, in place, or compiled.
+    """``loaded``, or the checkpoint that is named: shared out over ``group``, or compiled.
 
     Raises:
-        UnsupportedModel, ValueError: as :func:`boe.scaling.tensor_parallel.parallelise` and
-            :class:`boe.CompiledDenoiser`.
+        FileNotFoundError, UnsupportedModel, ValueError: as :func:`load`,
+            :func:`boe.denoisers.tensor_parallel.parallelise` and :class:`boe.CompiledDenoiser`.
     """
-    if group is not None:
+    if loaded is None:
+        loaded = load(settings, ranks, group)
+    elif group is not None:
         parallelise(loaded.denoiser, group.mesh)
     return replace(loaded, denoiser=compiled_as(settings.compile, loaded.denoiser))

@@ -27,7 +27,7 @@ from boe.lm_eval.failures import (
 )
 from boe.lm_eval.generation import Answer, Generator, Prompt
 from boe.lm_eval.likelihood import LikelihoodEstimator, Passage
-from boe.lm_eval.loading import load, prepared
+from boe.lm_eval.loading import prepared
 from boe.lm_eval.passages import continuation, whole_text
 from boe.lm_eval.ranks import Ranks, device_kind
 from boe.lm_eval.recording import record_of, record_of_answer, record_of_bound
@@ -72,8 +72,7 @@ class BoeLM(LM):
         self._rank, self._world_size = self.ranks.rank, self.ranks.world
         # Where lm-eval puts what ranks exchange, not where the model is.
         self._device = torch.device("cpu")
-        loaded = loaded or load(settings, self.ranks)
-        self.loaded = loaded = prepared(loaded, settings, self.group)
+        self.loaded = loaded = prepared(loaded, settings, self.ranks, self.group)
         self.denoiser, self.tokenizer = loaded.denoiser, loaded.tokenizer
         own = self.denoiser.facts.max_length
         self.max_length = min(

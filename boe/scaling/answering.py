@@ -25,7 +25,6 @@ from boe.samplers import Strategy, sampler_from
 from boe.scaling.job import JobFolder, ModelSource
 from boe.scaling.prompts import Prompt
 from boe.scaling.rank_group import RankGroup
-from boe.scaling.tensor_parallel import parallelise
 from boe.text import Failure, Reply, TextGenerator
 
 SCHEMA = "boe/generation-shard/1"
@@ -39,7 +38,7 @@ class Replica:
 
     Args:
         folder: of the job.
-        loaded: its model, if it is loaded already.
+        loaded: its model, if it is loaded already: shared out over ``group``, if there is one.
         group: the processes over which its layers are shared out; they are all given the
             same job. The first answers shards (:meth:`run_shard`), the others :meth:`follow`.
 
@@ -56,22 +55,19 @@ class Replica:
     ) -> None:
         self.folder, self.job = folder, folder.read()
         self._deal = self.job.deal()
-        self.loaded = load_source(self.job.model) if loaded is None else loaded
+        self.loaded = load_source(self.job.model, group) if loaded is None else loaded
         options = self.job.options
         # A name that is no token is found here, and not at every prompt.
         options.arguments(self.loaded.tokenizer)
         shares_fate = Strategy.of(sampler_from(options.sampler)).particles is not None
-        # Of the weights as they were stored, before they are shared out.
         self._made_with = {
             "denoiser": fingerprint(self.loaded.denoiser),
             "environment": environment(),
         }
         self.group = group
-        denoiser = self.loaded.denoiser
-        if group is not None:
-            parallelise(denoiser, group.mesh)
+        denoiser = compiled_as(self.job.model.compilation, self.loaded.denoiser)
         self.generator = TextGenerator(
-            replace(self.loaded, denoiser=compiled_as(self.job.model.compilation, denoiser)),
+            replace(self.loaded, denoiser=denoiser),
             replace(options, failures="raise" if shares_fate else "keep"),
         )
 
@@ -208,19 +204,20 @@ def isolating(
     return isolating(run, items[:middle], blame) + isolating(run, items[middle:], blame)
 
 
-def load_source(model: ModelSource) -> LoadedModel:
-    """The job's model on the device that this process is given; to be shared out, on the CPU."""
+def load_source(model: ModelSource, group: RankGroup | None = None) -> LoadedModel:
+    """The job's model on the device that this process is given, or shared out over ``group``."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     return load_model(
         model.source,
-        device="cpu" if model.tensor_parallel > 1 else require_device(model.device),
+        device=require_device(model.device) if group is None else None,
         dtype=dtype_named(model.dtype),
         mask_id=model.mask_id,
         tokenizer=model.tokenizer,
         allow_pickle=model.allow_pickle,
         trust_remote_code=model.trust_remote_code,
+        mesh=None if group is None else group.mesh,
     )
 
 

@@ -17,11 +17,12 @@ from published_checkpoints import (
     SDAR,
     WORDS,
     random_state,
+    save_words,
     write_checkpoint,
 )
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import save_tiny_bert
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
@@ -56,16 +57,6 @@ def logits(denoiser: AttentionDenoiser) -> Tensor:
 
 def shard(folder: Path, number: int = 1) -> Path:
     return folder / f"model-{number:05d}-of-00003.safetensors"
-
-
-def save_words(folder: Path, count: int = WORDS, mask: str | None = None) -> None:
-    """A word tokenizer with ids 0 … count − 1 beside a checkpoint; ``mask`` has id 40."""
-    vocabulary = {f"w{k}": k for k in range(count)}
-    if mask is not None:
-        vocabulary[mask] = MASK
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(folder)
 
 
 # --- whole and damaged checkpoints ----------------------------------------------------
@@ -109,9 +100,9 @@ def test_tensors_are_read_one_at_a_time_shard_by_shard(
     order: list[str] = []
     read = checkpoint_module._read_safetensors
 
-    def watched(file: Path, names: list[str], device: object):
+    def watched(file: Path, *others: object):
         order.append(file.name)
-        yield from read(file, names, device)
+        yield from read(file, *others)
 
     monkeypatch.setattr(checkpoint_module, "_read_safetensors", watched)
     model = built(folder).model

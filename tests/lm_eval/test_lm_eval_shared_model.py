@@ -6,21 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from published_checkpoints import LLADA, random_state, write_checkpoint
+from published_checkpoints import LLADA, random_state, save_words, write_checkpoint
 from rank_processes import ranks_running
 from shared_model import answers, lm_of
-from tokenizers import Tokenizer, models, pre_tokenizers
 from toy_lm import PositionDenoiser, toy_lm
-from transformers import PreTrainedTokenizerFast
 
 from boe.lm_eval.settings import EvaluationSettings
 
 
 def test_two_processes_evaluate_one_model_as_one_process_does(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", LLADA, random_state(LLADA))
-    inner = Tokenizer(models.WordLevel({f"w{k}": k for k in range(38)}, unk_token="w0"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(model)
+    save_words(model)
     with ranks_running(2, Path(__file__).with_name("shared_model.py"), model, tmp_path):
         alone = json.loads(json.dumps(answers(lm_of(str(model), None, 1))))
     shared = json.loads((tmp_path / "found.json").read_text())

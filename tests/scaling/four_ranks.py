@@ -15,7 +15,7 @@ from published_checkpoints import load_published
 from torch.distributed.device_mesh import init_device_mesh
 from two_ranks import compared, sharded_attention
 
-from boe.scaling.tensor_parallel import parallelise
+from boe.denoisers.tensor_parallel import parallelise
 from boe_kernels.sharding import register_sharding_rules
 
 

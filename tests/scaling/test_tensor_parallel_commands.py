@@ -10,19 +10,17 @@ from typing import Any
 import pytest
 import torch
 from prompt_files import answers_of, write_lines
-from published_checkpoints import LLADA, random_state, write_checkpoint
+from published_checkpoints import LLADA, random_state, save_words, write_checkpoint
 from rank_processes import ranks_running
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 pytest.importorskip("datatrove", reason="pip install 'boe-kernels[scaling]'")
 
 from boe.cli.app import app
 from boe.cli.sharding import Sharding, run_sharded_generation
+from boe.denoisers.tensor_parallel import RankOutOfMemory, act_together
 from boe.scaling.job import GenerationJob, ModelSource
 from boe.scaling.rank_group import RankGroup
-from boe.scaling.tensor_parallel import RankOutOfMemory, _ending_together
 from boe.text import TextOptions
 
 SAMPLED = ["--temperature", "1", "--seed", "3", "--dtype", "float64"]
@@ -30,9 +28,7 @@ SAMPLED = ["--temperature", "1", "--seed", "3", "--dtype", "float64"]
 
 def save_llada(folder: Path) -> Path:
     write_checkpoint(folder, LLADA, random_state(LLADA))
-    inner = Tokenizer(models.WordLevel({f"w{k}": k for k in range(38)}, unk_token="w0"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(folder)
+    save_words(folder)
     return folder
 
 
@@ -122,14 +118,27 @@ def test_workers_of_its_own_do_not_go_with_processes_of_torchrun(tmp_path: Path)
         run_sharded_generation(*given, Sharding(workers=2), None, group)
 
 
-def test_a_rank_without_memory_does_not_go_on_in_halves_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+class Crowded:
+    """A denoiser and a mesh at once, whose memory is full."""
 
-    def crowded(batch: int) -> None:
+    def get_group(self) -> None:
+        return None
+
+    def predict(self, batch: int) -> None:
         raise torch.OutOfMemoryError("no memory")
 
+    predict_window = predict_changed = entropy_gradient = bridge_scores = predict
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["predict", "predict_window", "predict_changed", "entropy_gradient", "bridge_scores"],
+)
+def test_a_rank_without_memory_does_not_go_on_in_halves_alone(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    together = act_together(Crowded(), Crowded())  # type: ignore[type-var, arg-type]
     with pytest.raises(RankOutOfMemory, match=r"rank 1 ran out of memory; .* a smaller batch"):
-        _ending_together(crowded)(8)
+        getattr(together, call)(8)
     assert not issubclass(RankOutOfMemory, torch.OutOfMemoryError)

@@ -24,7 +24,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["llada", "dream"])
+@pytest.mark.parametrize("name", ["llada", "dream", "dream in memory"])
 def test_a_model_on_two_ranks_predicts_and_differentiates_as_on_one(
     ranks: list[dict[str, Any]], name: str
 ) -> None:
@@ -37,14 +37,16 @@ def test_a_model_on_two_ranks_predicts_and_differentiates_as_on_one(
             assert error <= FACTOR * narrower * found["float32"][what], what
 
 
-def test_a_block_causal_model_predicts_on_two_ranks_as_on_one(ranks: list[dict[str, Any]]) -> None:
+def test_a_block_causal_model_with_a_tied_head_predicts_on_two_ranks_as_on_one(
+    ranks: list[dict[str, Any]],
+) -> None:
     narrower = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     for found in (rank["sdar"] for rank in ranks):
         assert found["size"] > 0.1
         assert found["error"] <= FACTOR * narrower * found["float32"]
 
 
-@pytest.mark.parametrize("name", ["llada", "dream"])
+@pytest.mark.parametrize("name", ["llada", "dream", "dream in memory"])
 def test_two_ranks_write_what_one_process_writes(ranks: list[dict[str, Any]], name: str) -> None:
     first, second = (rank[name] for rank in ranks)
     assert first["same_sequences"]

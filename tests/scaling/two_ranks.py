@@ -24,7 +24,7 @@ from boe import UnsupportedModel, generate
 from boe.canvas import Canvas
 from boe.denoisers import GradientRequest
 from boe.denoisers.base import required_keep
-from boe.scaling.tensor_parallel import parallelise
+from boe.denoisers.tensor_parallel import parallelise
 from boe_kernels import pad_rows
 from boe_kernels.sharding import register_sharding_rules
 
@@ -76,15 +76,24 @@ def decoded(denoiser: Any) -> list[list[int]]:
     ]
 
 
-def compared(name: str, folder: Path, mesh: DeviceMesh, **changes: object) -> dict[str, Any]:
-    """Errors of a model that is shared out, with those of float32 as the yardstick."""
+def compared(
+    name: str, folder: Path, mesh: DeviceMesh, *, in_memory: bool = False, **changes: object
+) -> dict[str, Any]:
+    """Errors of a model that is shared out, with those of float32 as the yardstick.
+
+    Args:
+        in_memory: it is shared out once every rank has read all of it; else each reads its part.
+    """
     place = folder / f"{name}{dist.get_rank()}"
     denoiser = load_published(name, place, **changes).denoiser
     truth, sequences = measured(denoiser), decoded(denoiser)
     narrow = load_published(name, place, **changes).denoiser
     narrow.model.float()
     single = measured(narrow)
-    parallelise(denoiser, mesh)
+    if in_memory:
+        parallelise(denoiser, mesh)
+    else:
+        denoiser = load_published(name, place, mesh, **changes).denoiser
     weight = denoiser.model.model.layers[0].self_attn.q_proj.weight
     shared, again = measured(denoiser), decoded(denoiser)
     return {
@@ -98,7 +107,7 @@ def compared(name: str, folder: Path, mesh: DeviceMesh, **changes: object) -> di
     }
 
 
-def predicted(name: str, folder: Path, mesh: DeviceMesh) -> dict[str, Any]:
+def predicted(name: str, folder: Path, mesh: DeviceMesh, **changes: object) -> dict[str, Any]:
     """The same of logits alone."""
     positions = torch.tensor([[2, 5, 7, 8, 11, 15], [0, 4, 9, -1, -1, -1]])
 
@@ -106,11 +115,12 @@ def predicted(name: str, folder: Path, mesh: DeviceMesh) -> dict[str, Any]:
         found = denoiser.predict(canvas(), positions).logits
         return found[found.isfinite()]
 
-    denoiser = load_published(name, folder / f"{name}{dist.get_rank()}").denoiser
-    narrow = load_published(name, folder / f"{name}{dist.get_rank()}").denoiser
+    place = folder / f"{name}{dist.get_rank()}"
+    narrow = load_published(name, place, **changes).denoiser
+    truth = logits(narrow)
     narrow.model.float()
-    truth, single = logits(denoiser), logits(narrow)
-    parallelise(denoiser, mesh)
+    single = logits(narrow)
+    denoiser = load_published(name, place, mesh, **changes).denoiser
     return {
         "error": float((logits(denoiser) - truth).norm()),
         "float32": float((single.double() - truth).norm()),
@@ -301,7 +311,8 @@ def main(folder: Path) -> None:
         "constants": sharded_constants(mesh),
         "llada": compared("llada", folder, mesh),
         "dream": compared("dream", folder, mesh),
-        "sdar": predicted("sdar", folder, mesh),
+        "dream in memory": compared("dream", folder, mesh, in_memory=True),
+        "sdar": predicted("sdar", folder, mesh, tie_word_embeddings=True),
         "refusals": refusals(folder, mesh),
     }
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found, indent=1))

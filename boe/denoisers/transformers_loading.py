@@ -1,0 +1,136 @@
+"""Models that transformers builds from a checkpoint: its own masked LMs, and those that come
+with Python code of their own, which is run only when that is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from boe.denoisers.attention_denoiser import AttentionDenoiser
+from boe.denoisers.base import UnsupportedModel
+from boe.denoisers.checkpoint import first_line, refuse_pickles
+from boe.denoisers.published import FORMATS
+from boe.denoisers.tensor_parallel import check_layout, parallelise
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_with_transformers(
+    source: str,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    mask_id: int | None,
+    tokenizer: str | Path | None,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    mesh: DeviceMesh | None,
+) -> tuple[AttentionDenoiser, PreTrainedTokenizerBase]:
+    """The denoiser and the tokenizer of a checkpoint that is none of the published formats.
+
+    Arguments and errors are those of :func:`boe.load_model`; ``device`` is the CPU where there
+    is a mesh, to which the model goes from there.
+    """
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    if not allow_pickle:
+        refuse_pickles(Path(source))
+    with _loading(source, allow_pickle):
+        own_code = PreTrainedConfig.get_config_dict(source)[0].get("auto_map") or {}
+        if own_code and not trust_remote_code and not _known(source):
+            raise UnsupportedModel(
+                f"{source} comes with Python code of its own, which is run only with "
+                f"trust_remote_code=True; without it boe loads {', '.join(FORMATS)} and "
+                "transformers' own masked LMs"
+            )
+        remote = trust_remote_code and bool(own_code)
+        if remote and mesh is not None:
+            raise UnsupportedModel(
+                f"{source} comes with Python code of its own, which does not go with a mesh: "
+                "only transformers' own plans say how layers are shared out"
+            )
+        config = AutoConfig.from_pretrained(source, trust_remote_code=remote)
+        if not remote and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+            raise UnsupportedModel(f"{source} ({config.model_type}) has no masked-LM class")
+    if mesh is not None:
+        check_layout(source, config, mesh)
+    with _loading(source, allow_pickle):
+        loader: Any = _remote_class(own_code, source) if remote else AutoModelForMaskedLM
+        model, report = loader.from_pretrained(
+            source,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            trust_remote_code=remote,
+            use_safetensors=None if allow_pickle else True,
+        )
+        words = AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=remote)
+    absent = sorted(report["missing_keys"])
+    if absent:
+        # transformers fills these in at random and only logs it.
+        raise FileNotFoundError(
+            f"cannot load {source}: {len(absent)} weights are missing, such as {absent[0]}"
+        )
+    mask_id = words.mask_token_id if mask_id is None else mask_id
+    if mask_id is None:
+        raise UnsupportedModel(f"the tokenizer of {source} has no mask token; give mask_id")
+    special = set(words.all_special_ids) - {mask_id}
+    unnamed = range(len(words), model.get_input_embeddings().weight.shape[0])
+    suppressed = (*sorted(special), *unnamed)
+    denoiser = _denoiser(model.to(device), mask_id, suppressed, remote)
+    if mesh is not None:
+        parallelise(denoiser, mesh)
+    return denoiser, words
+
+
+@contextmanager
+def _loading(source: str, allow_pickle: bool) -> Iterator[None]:
+    """Turns what transformers raises about ``source`` into one error that names it."""
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        # Damaged files surface as many kinds of exception, which all mean this.
+        reason = first_line(error)
+        if "safetensors" in reason and not allow_pickle:
+            reason += "; pickled weights are read only with allow_pickle=True"
+        raise FileNotFoundError(f"cannot load {source}: {reason}") from error
+
+
+def _denoiser(
+    model: PreTrainedModel, mask_id: int, suppressed_ids: tuple[int, ...], remote: bool
+) -> AttentionDenoiser:
+    from boe.denoisers.intercepted_model import InterceptedDenoiser
+    from boe.denoisers.transformers_model import TransformersDenoiser
+
+    try:
+        return TransformersDenoiser(model, mask_id, suppressed_ids=suppressed_ids)
+    except UnsupportedModel as refusal:
+        if not remote:
+            raise
+        try:
+            return InterceptedDenoiser(model, mask_id, suppressed_ids=suppressed_ids)
+        except UnsupportedModel as second:
+            raise UnsupportedModel(f"{refusal}; and {second}") from second
+
+
+def _known(source: str) -> bool:
+    """Whether transformers has this architecture without the checkpoint's code."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    return PreTrainedConfig.get_config_dict(source)[0].get("model_type") in CONFIG_MAPPING
+
+
+def _remote_class(auto_map: dict[str, str], source: str) -> Any:
+    import transformers
+
+    for name in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel"):
+        if name in auto_map:
+            return getattr(transformers, name)
+    raise UnsupportedModel(f"the auto_map of {source} names no model class")
