@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from boe.decoding.prefix import PrefixKV, check_prefix_name
-from boe.samplers import sampler_from
+from boe.samplers import Strategy, sampler_from
 from boe.samplers.budgets import Budget, FrontLoaded, TokensPerStep
+from boe.samplers.caching import KVCacheName
 
 if TYPE_CHECKING:
     from boe.denoisers.loading import LoadedModel
@@ -27,7 +27,7 @@ class DecodingOptions:
     Attributes:
         sampler: a specification (:func:`boe.samplers.sampler_from`).
         steps: decoding steps; one token per step if ``None``.
-        block_length, temperature, top_p, guidance, prefix_kv, seed: as in
+        block_length, temperature, top_p, guidance, kv_cache, cache_refresh, seed: as in
             :func:`boe.generate`.
         stop: texts that end a sequence once it is written up to them.
         suppress, delay: texts of one token each, never written or revealed last.
@@ -42,14 +42,15 @@ class DecodingOptions:
     temperature: float | None = None
     top_p: float | None = None
     guidance: float = 0.0
-    prefix_kv: PrefixKV = "recompute"
+    kv_cache: KVCacheName | None = None
+    cache_refresh: int | None = None
     stop: tuple[str, ...] = ()
     suppress: tuple[str, ...] = ()
     delay: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        sampler_from(self.sampler)
+        strategy = Strategy.of(sampler_from(self.sampler))
         for name in ("steps", "block_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -60,7 +61,7 @@ class DecodingOptions:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if not 0.0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must be finite and not negative, got {self.guidance}")
-        check_prefix_name(self.prefix_kv)
+        strategy.cached(self.kv_cache, self.cache_refresh)
 
     @property
     def budget(self) -> Budget:
@@ -79,7 +80,8 @@ class DecodingOptions:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "guidance": self.guidance,
-            "prefix_kv": self.prefix_kv,
+            "kv_cache": self.kv_cache,
+            "cache_refresh": self.cache_refresh,
             "stop": [_ids_of(tokenizer, "stop", text) for text in self.stop],
             "suppress": [_id_of(tokenizer, "suppress", text) for text in self.suppress],
             "delay": [_id_of(tokenizer, "delay", text) for text in self.delay],

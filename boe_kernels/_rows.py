@@ -82,15 +82,17 @@ def _are_distinct(members: list[int], lowest: int, length: int) -> bool:
     return min(members) >= lowest and max(members) < length
 
 
-def pad_rows(rows: Tensor) -> Tensor:
+def pad_rows(rows: Tensor, widest: int | None = None) -> Tensor:
     """The index set as int64 (B, A) padded with −1, or (1, A) where the batch shares it.
 
-    A bool mask is converted by counting its members, which waits for the device.
+    A bool mask is converted by counting its members, which waits for the device, unless
+    ``widest`` tells how many members the largest set has.
     """
     if rows.dtype != torch.bool:
         return rows if rows.dim() == 2 else rows.unsqueeze(0)
     mask = rows if rows.dim() == 2 else rows.unsqueeze(0)
-    widest = int(mask.sum(dim=-1).max()) if mask.numel() else 0
+    if widest is None:
+        widest = int(mask.sum(dim=-1).max()) if mask.numel() else 0
     order = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :widest]
     return torch.where(mask.gather(1, order), order, -1)
 

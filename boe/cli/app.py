@@ -24,7 +24,7 @@ from boe.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from boe.decoding.prefix import PrefixKV
+    from boe.samplers.caching import KVCacheName
 
 app = typer.Typer(
     name="boe",
@@ -116,10 +116,17 @@ def generate(
     guidance: Annotated[
         float, typer.Option(min=0.0, help="Weight of classifier-free guidance.")
     ] = 0.0,
-    prefix_kv: Annotated[
-        str,
-        typer.Option(help="Keys and values of frozen tokens: recompute, exact or approximate."),
-    ] = "recompute",
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Keys and values kept from step to step: none, exact, prefix or delayed; by "
+            "default what the sampler says."
+        ),
+    ] = None,
+    cache_refresh: Annotated[
+        int | None,
+        typer.Option(min=1, help="With prefix and delayed: a whole forward every so many."),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End once written up to this; may be repeated.")
     ] = None,
@@ -188,7 +195,8 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         guidance=guidance,
-        prefix_kv=cast("PrefixKV", prefix_kv),
+        kv_cache=cast("KVCacheName | None", kv_cache),
+        cache_refresh=cache_refresh,
         stop=tuple(stop or ()),
         suppress=tuple(suppress or ()),
         delay=tuple(delay or ()),

@@ -74,17 +74,14 @@ def run_generate(
     with console.status(f"loading {model}"):
         loaded = load_model(
             model,
-            device=device if group is None else "cpu",
+            device=device if group is None else None,
             dtype=precision,
             mask_id=mask_id,
             tokenizer=tokenizer,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
+            mesh=None if group is None else group.mesh,
         )
-        if group is not None:
-            from boe.scaling.tensor_parallel import parallelise
-
-            parallelise(loaded.denoiser, group.mesh)
         loaded = replace(loaded, denoiser=compiled_as(compilation, loaded.denoiser))
     shown = leads and str(json_path) != "-"
     if chat:

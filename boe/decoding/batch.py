@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from boe.canvas import Canvas
-from boe.decoding.prefix import Prefix
+from boe.decoding.kv_cache import Due, Kept, due_rows
 from boe.decoding.rows import Row, pad_flags
 from boe.denoisers.base import DenoiserFacts, Prediction
+from boe.samplers.caching import KVCache
 from boe.samplers.memory import Memory
 from boe.samplers.step import Clock, Ready
 from boe.samplers.strategy import Strategy
@@ -20,19 +21,19 @@ from boe_kernels import pad_rows
 
 @dataclass
 class BatchState:
-    """The rows in the batch: their canvas, tokens of the start, memory and frozen prefix."""
+    """The rows in the batch: canvas, tokens of the start, memory, and what forwards left."""
 
     canvas: Canvas
     given: Tensor
     memory: Memory
-    prefix: Prefix | None = None
+    kept: Kept | None = None
 
     def select(self, rows: Sequence[int]) -> BatchState:
         canvas = self.canvas.select(rows)
         index = torch.tensor(rows, device=self.given.device)
         given = self.given[index, : canvas.length]
-        prefix = None if self.prefix is None else self.prefix.select(rows, canvas.length)
-        return BatchState(canvas, given, self.memory.select(rows), prefix)
+        kept = None if self.kept is None else self.kept.select(rows, canvas.length)
+        return BatchState(canvas, given, self.memory.select(rows), kept)
 
 
 def gather(rows: list[Row]) -> BatchState:
@@ -48,6 +49,7 @@ class View:
 
     Attributes:
         looks: per row, whether the observed positions of its block are among the slots.
+        due: rows that must be run, where delayed caching does without some.
     """
 
     clocks: tuple[Clock, ...]
@@ -56,9 +58,16 @@ class View:
     masked: Tensor
     eligible: Tensor
     observed: Tensor
+    due: Due | None = None
 
 
-def view_of(live: list[Row], state: BatchState, strategy: Strategy, facts: DenoiserFacts) -> View:
+def view_of(
+    live: list[Row],
+    state: BatchState,
+    strategy: Strategy,
+    facts: DenoiserFacts,
+    cache: KVCache,
+) -> View:
     """Where the rows stand, and which positions their next step must see.
 
     A block-causal model is not asked for what lies behind the current block: it never
@@ -75,11 +84,18 @@ def view_of(live: list[Row], state: BatchState, strategy: Strategy, facts: Denoi
     seen = masked | (observed & column(looks, device)) if any(looks) else masked
     if facts.block_length is not None:
         seen = seen & (here < end)
-    positions = pad_rows(seen)
+    must_run, due = due_rows(cache, facts, canvas, state.kept, seen), None
+    if must_run is None:
+        positions = pad_rows(seen)
+    else:
+        # One wait for the device, as without a cache.
+        counts = torch.stack([seen.sum(dim=1), must_run.sum(dim=1)]).tolist()
+        positions = pad_rows(seen, max(counts[0]))
+        due = Due(pad_rows(must_run, max(counts[1])), counts[1])
     slots = positions >= 0
     if any(looks):
         slots = slots & masked.gather(1, positions.clamp_min(0))
-    return View(clocks, looks, positions, slots, slots & (positions < end), observed)
+    return View(clocks, looks, positions, slots, slots & (positions < end), observed, due)
 
 
 def ready_row(prediction: Prediction, row: int, slots: Tensor) -> Ready:

@@ -14,12 +14,12 @@ from boe.decoding.batch import BatchState, column, gather, ready_row, view_of
 from boe.decoding.draws import Draws
 from boe.decoding.forwards import Forwards
 from boe.decoding.predicting import Predicted, predict
-from boe.decoding.prefix import PrefixKV
 from boe.decoding.recording import record_of
 from boe.decoding.records import Item
 from boe.decoding.rows import Row
 from boe.decoding.setbacks import Failures, Room, UnusableLogits, alone
 from boe.decoding.stopping import beyond_end, end_by_caller, stopped_at
+from boe.samplers.caching import KVCache
 from boe.samplers.step import Move, Step, StepCost
 from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens, propose
@@ -38,7 +38,7 @@ class Decoder:
         stop_when: where a row ends, given its number and its ids up to the first mask.
         on_step: called after each step for every row, with its number and item.
         weighs: whether rows add up the log-probabilities of what they reveal.
-        prefix_kv: whether keys and values of frozen positions are reused.
+        cache: which keys and values are kept from step to step.
         failures: whether a sequence that fails ends the decode ("raise"), or only itself.
         room: how many rows fit into memory.
     """
@@ -52,7 +52,7 @@ class Decoder:
     stop_when: Callable[[int, list[int]], int | None] | None = None
     on_step: Callable[[int, Item], None] | None = None
     weighs: bool = False
-    prefix_kv: PrefixKV = "recompute"
+    cache: KVCache = field(default_factory=KVCache)
     failures: Failures = "raise"
     room: Room = field(default_factory=Room)
 
@@ -87,7 +87,7 @@ class Decoder:
             else:
                 # Only now: what a step that failed put into its memory is forgotten.
                 state.memory = step.memory
-                state.prefix = cost.prefix
+                state.kept = cost.kept
                 changed = self._write(live, state, step, move)
                 seconds = (time.perf_counter() - began) / len(live)
                 self._charge(live, state.canvas, cost, move.scores.cost, seconds)
@@ -146,9 +146,9 @@ class Decoder:
             return
         began = time.perf_counter()
         state = gather(live)
-        view = view_of(live, state, self.strategy, self.forwards.denoiser.facts)
+        view = view_of(live, state, self.strategy, self.forwards.denoiser.facts, self.cache)
         try:
-            prediction, cost = predict(self.forwards, self.prefix_kv, live, state, view, "nothing")
+            prediction, cost = predict(self.forwards, self.cache, live, state, view, "nothing")
         except torch.OutOfMemoryError as error:
             if len(live) == 1:
                 error.add_note(alone(live[0].number, state.canvas.length))
@@ -173,11 +173,11 @@ class Decoder:
     def _step(self, live: list[Row], state: BatchState) -> tuple[Step, Move, Predicted]:
         """Predict and decide; also what the prediction took."""
         strategy, device = self.strategy, state.canvas.ids.device
-        view = view_of(live, state, self.strategy, self.forwards.denoiser.facts)
+        view = view_of(live, state, self.strategy, self.forwards.denoiser.facts, self.cache)
         # Where all eligible positions will be revealed there is nothing to score.
         choice = any(c.left > c.change > 0 and strategy.steers(c) for c in view.clocks)
         keep = strategy.keep if choice else "nothing"
-        prediction, cost = predict(self.forwards, self.prefix_kv, live, state, view, keep)
+        prediction, cost = predict(self.forwards, self.cache, live, state, view, keep)
         draws = self.draws(live, "tokens")
         proposal = propose(prediction, self.tokens, draws, strategy.which.noised)
         _check_stats(live, view.positions, proposal.stats)

@@ -70,12 +70,12 @@ class Forwards:
         canvas: Canvas,
         given: Tensor,
         positions: Tensor,
-        rows: Tensor,
+        rows: Tensor | None,
         memories: Sequence[KeysValues] = (),
         keep: Keep = "nothing",
     ) -> tuple[Prediction, tuple[KeysValues, ...]]:
         """As :meth:`predict` from the ``rows`` (B, R) alone, and what that leaves for the next
-        call (:meth:`boe.denoisers.Denoiser.predict_window`)."""
+        call; ``memories`` are used up (:meth:`boe.denoisers.Denoiser.predict_window`)."""
         before = memories or (None,) * self.passes
         prediction, memory = self.denoiser.predict_window(canvas, positions, rows, before[0], keep)
         if not self.guidance:

@@ -12,8 +12,8 @@ from torch import Tensor
 from boe.canvas import Canvas
 from boe.decoding.decoder import Decoder
 from boe.decoding.forwards import Forwards
+from boe.decoding.kv_cache import check_cache
 from boe.decoding.particle_gibbs import decode_gibbs
-from boe.decoding.prefix import PrefixKV, check_prefix_kv
 from boe.decoding.records import Generation, Item
 from boe.decoding.rows import Row, blocks_of
 from boe.decoding.setbacks import Failures, check_failures
@@ -22,6 +22,7 @@ from boe.decoding.stopping import check_patterns
 from boe.denoisers.base import Denoiser, DenoiserFacts
 from boe.samplers.base import Policy, Sampler
 from boe.samplers.budgets import Budget, TokensPerStep
+from boe.samplers.caching import KVCacheName
 from boe.samplers.particles import SMC, ParticleGibbs
 from boe.samplers.specs import sampler_from
 from boe.samplers.strategy import Strategy
@@ -49,7 +50,8 @@ def generate(
     trajectory: bool = False,
     on_step: Callable[[int, Item], None] | None = None,
     failures: Failures = "raise",
-    prefix_kv: PrefixKV = "recompute",
+    kv_cache: KVCacheName | None = None,
+    cache_refresh: int | None = None,
 ) -> Generation:
     """Fill in the masked tokens of a canvas.
 
@@ -95,13 +97,19 @@ def generate(
             no token, it makes no progress, or it does not fit into memory by itself. "keep"
             ends that sequence only and puts the error into its item's ``error``. Not with
             particles.
-        prefix_kv: "recompute" runs the whole canvas at every step. "exact" keeps the keys and
-            values of the prompt and of blocks that are done, and runs no row behind the
-            current block: the same logits up to rounding, for block-causal models.
-            "approximate" is for all others: while a block is decoded, what is in front of it
-            keeps the keys and values of the block's first step (Fast-dLLM's prefix cache).
-            Forwards of some rows count whole in ``nfe_forward`` and as a share of the canvas
-            in ``flop_equiv``. Not with bridge rows and engines other than replay.
+        kv_cache: which keys and values a step takes from those before it. "none" runs the
+            whole canvas at every step. "exact", for block-causal models, keeps those of the
+            prompt and of blocks that are done, and runs no row behind the current block: the
+            same logits up to rounding. Two approximations are for all other models: "prefix"
+            keeps, while a block is decoded, those in front of it as they were at the block's
+            first step (Fast-dLLM, arXiv:2505.22618); "delayed" keeps those of every token
+            from the forward after its writing on, and runs the masked rows and those whose
+            tokens have just changed (dKV-Cache, arXiv:2505.15781). By default what the
+            strategy says, or "none". Forwards of some rows count whole in ``nfe_forward`` and
+            as a share of the canvas in ``flop_equiv``. Not with bridge rows and engines
+            other than replay.
+        cache_refresh: with "prefix" and "delayed": every so many forwards of a sequence run
+            its whole canvas anew; by default only those that have to, of "delayed" the first.
 
     Returns:
         Generation: one item per sequence, in order.
@@ -129,7 +137,8 @@ def generate(
     _check_ids(denoiser, canvas)
     facts = denoiser.facts
     block_length = _own_blocks(facts, block_length)
-    check_prefix_kv(prefix_kv, facts, strategy.keep)
+    cache = strategy.cached(kv_cache, cache_refresh)
+    check_cache(cache, facts, strategy.keep)
     for name, ids in (("suppress", suppress), ("delay", delay)):
         for token in ids:
             if not 0 <= token < facts.vocab_size:
@@ -152,7 +161,7 @@ def generate(
         stop=check_patterns(stop, facts.vocab_size, facts.mask_id),
         stop_when=stop_when,
         on_step=on_step,
-        prefix_kv=prefix_kv,
+        cache=cache,
         failures=failures,
     )
     items: list[Item] = []

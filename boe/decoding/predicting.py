@@ -9,9 +9,10 @@ from torch import Tensor
 
 from boe.decoding.batch import BatchState, View
 from boe.decoding.forwards import Forwards
-from boe.decoding.prefix import Prefix, PrefixKV, Windows
+from boe.decoding.kv_cache import Kept, RunPlan
 from boe.decoding.rows import Row
 from boe.denoisers.base import Keep, Prediction
+from boe.samplers.caching import KVCache
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,17 @@ class Predicted:
     Attributes:
         calls: forwards, of however many rows.
         shares: their cost in forwards of the whole canvas.
-        prefix: keys and values for the next prediction.
+        kept: keys and values for the next prediction.
     """
 
     calls: list[float]
     shares: list[float]
-    prefix: Prefix | None = None
+    kept: Kept | None = None
 
 
 def predict(
     forwards: Forwards,
-    prefix_kv: PrefixKV,
+    cache: KVCache,
     live: list[Row],
     state: BatchState,
     view: View,
@@ -45,8 +46,8 @@ def predict(
     ]
     if keep != "nothing":
         spared = [False] * len(live)
-    if prefix_kv != "recompute" and not all(spared):
-        return _predict_windows(forwards, prefix_kv, live, state, view, keep, spared)
+    if type(cache) is not KVCache and not all(spared):
+        return _predict_rows(forwards, cache, live, state, view, keep, spared)
     if not any(spared):
         prediction = forwards.predict(state.canvas, state.given, positions, keep)
         return prediction, Predicted([passes] * len(live), [passes] * len(live))
@@ -66,13 +67,13 @@ def predict(
     for k, logits in shown.items():
         merged[k, : len(logits)] = logits
     calls = [0.0 if spare else passes for spare in spared]
-    spent = Predicted(calls, calls, state.prefix)
+    spent = Predicted(calls, calls, state.kept)
     return Prediction(state.canvas, merged, positions), spent
 
 
-def _predict_windows(
+def _predict_rows(
     forwards: Forwards,
-    prefix_kv: PrefixKV,
+    cache: KVCache,
     live: list[Row],
     state: BatchState,
     view: View,
@@ -80,16 +81,15 @@ def _predict_windows(
     spared: list[bool],
 ) -> tuple[Prediction, Predicted]:
     """As :func:`predict`, running no row whose keys and values are kept."""
-    canvas, prefix = state.canvas, state.prefix
+    canvas, kept = state.canvas, state.kept
     facts, passes = forwards.denoiser.facts, float(forwards.passes)
-    kept = None if prefix is None else prefix.kept
-    windows = Windows.of(prefix_kv, facts, view.clocks, canvas.lengths, kept, spared)
+    plan = RunPlan.of(cache, facts, view.clocks, canvas, kept, view.due, spared)
     prediction, memories = forwards.predict_window(
         canvas,
         state.given,
         view.positions,
-        windows.rows(canvas.ids.device),
-        () if prefix is None else prefix.memories,
+        plan.rows,
+        () if kept is None else kept.memories,
         keep,
     )
     for k, row in enumerate(live):
@@ -97,7 +97,7 @@ def _predict_windows(
             prediction.logits[k, : len(row.ready.logits)] = row.ready.logits
     spent = Predicted(
         [0.0 if spare else passes for spare in spared],
-        [passes * share for share in windows.shares(canvas.lengths)],
-        Prefix(windows.kept, memories),
+        [passes * n / length for n, length in zip(plan.counts, canvas.lengths, strict=True)],
+        plan.left(cache, canvas, kept, memories, spared),
     )
     return prediction, spent

@@ -10,6 +10,7 @@ from torch import Tensor
 from boe.decoding.records import Item
 from boe.samplers.budgets import Budget
 from boe.samplers.memory import RowMemory
+from boe.samplers.pacing import Deadline
 from boe.samplers.step import Clock, Ready
 from boe.samplers.strategy import Strategy
 
@@ -24,6 +25,7 @@ class Block:
         planned: how many steps the budget plans.
         total: how many steps the policy wants, of which it takes at least ``least``,
             though no mask be left.
+        deadline: what a step owes to the plan, if not just its own share.
     """
 
     start: int
@@ -33,6 +35,7 @@ class Block:
     planned: int
     total: int
     least: int
+    deadline: Deadline | None = None
 
 
 @dataclass
@@ -81,7 +84,10 @@ class Row:
     def clock(self) -> Clock:
         """Where the row stands before its next step."""
         block = self.blocks[0]
-        change = block.plan[self.index] if self.index < len(block.plan) else max(block.plan)
+        if block.deadline is not None:
+            change = block.deadline.share(block.plan, self.index, block.masks - self.left)
+        else:
+            change = block.plan[self.index] if self.index < len(block.plan) else max(block.plan)
         return Clock(
             index=self.index,
             total=block.total,
@@ -149,6 +155,7 @@ def blocks_of(
                 planned=len(planned),
                 total=strategy.duration(plan),
                 least=strategy.least_steps(plan),
+                deadline=strategy.deadline,
             )
         )
     return blocks

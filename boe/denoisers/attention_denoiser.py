@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -36,7 +36,7 @@ from boe.denoisers.base import (
 )
 from boe.denoisers.bridges import attention_paid, attention_received
 from boe.denoisers.guided import branches_of, check_guided
-from boe.denoisers.windowed import check_window, run_changed, run_window
+from boe.denoisers.windowed import LayerMemory, check_window, run_changed, run_window
 from boe_kernels import DeferredRows, entropy_stats, linear_entropy
 
 
@@ -78,7 +78,7 @@ class AttentionDenoiser(Denoiser):
         name: what error messages call the model.
         replay_refusal: why the model cannot be run on a subset of rows, or ``None``.
         sum_over_ranks: adds what other processes have to a sum over this one's heads, where
-            heads are shared out (:mod:`boe.scaling.tensor_parallel`).
+            heads are shared out (:mod:`boe.denoisers.tensor_parallel`).
     """
 
     differentiates_guidance: ClassVar[bool] = True
@@ -155,12 +155,16 @@ class AttentionDenoiser(Denoiser):
         self,
         canvas: Canvas,
         positions: Tensor,
-        rows: Tensor,
+        rows: Tensor | None,
         memory: KeysValues | None = None,
         keep: Keep = "nothing",
     ) -> tuple[Prediction, KeysValues]:
         self._check_canvas(canvas)
         check_window(self, keep)
+        if rows is None:
+            whole = self.predict(canvas, positions, "keys_values")
+            memory = LayerMemory(whole.state.layers)
+            return (whole if keep == "keys_values" else replace(whole, state=None)), memory
         embeds, logits, left = run_window(self, canvas, positions, rows, memory)
         state = None if keep == "nothing" else RecordedForward(embeds, left.layers, None)
         return Prediction(canvas, logits, positions, state), left

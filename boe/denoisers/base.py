@@ -181,7 +181,7 @@ class Denoiser(ABC):
         self,
         canvas: Canvas,
         positions: Tensor,
-        rows: Tensor,
+        rows: Tensor | None,
         memory: KeysValues | None = None,
         keep: Keep = "nothing",
     ) -> tuple[Prediction, KeysValues]:
@@ -194,8 +194,10 @@ class Denoiser(ABC):
 
         Args:
             rows: int64 (B, R), ascending, padded with −1; among them those that predict
-                ``positions``.
-            memory: from the call before on the same canvases, if there was one.
+                ``positions``. ``None`` for all rows, as :meth:`predict` runs them.
+            memory: from the call before on the same canvases, if there was one. It is used up:
+                keys and values of the ``rows`` are written into it, and what is returned may
+                share its memory, as may the state of the prediction that it came with.
             keep: "nothing" or "keys_values".
 
         Raises:

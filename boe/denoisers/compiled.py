@@ -20,6 +20,7 @@ from boe.denoisers.base import (
     EntropyGradient,
     GradientRequest,
     Keep,
+    KeysValues,
     Prediction,
     UnsupportedModel,
     take_rows,
@@ -39,7 +40,7 @@ class CompiledDenoiser(AttentionDenoiser):
     number of masks or of rows in the batch, at most a batch of one and the presence of
     padding have code of their own. The first calls take the compiler's time. What surrounds
     the network (soft writes, entropies, the choice) stays as it is. Late and dense engines,
-    bridge rows and windows of rows run uncompiled.
+    bridge rows and the forwards of decodes that keep keys and values run uncompiled.
 
     Args:
         denoiser: to be compiled; it stays usable.
@@ -118,6 +119,17 @@ class CompiledDenoiser(AttentionDenoiser):
         # Logits may be kept beyond the step: a step that changes nothing lends them.
         logits = logits.clone() if self.cuda_graphs else logits
         return replace(prediction, logits=logits, positions=positions)
+
+    def predict_window(
+        self,
+        canvas: Canvas,
+        positions: Tensor,
+        rows: Tensor | None,
+        memory: KeysValues | None = None,
+        keep: Keep = "nothing",
+    ) -> tuple[Prediction, KeysValues]:
+        # What a recording returns is overwritten by the next one: it cannot be kept.
+        return self.inner.predict_window(canvas, positions, rows, memory, keep)
 
     def replay_batch(self, count: int, batch: int) -> int:
         """At least two, which share their code; powers of two where each has a recording."""

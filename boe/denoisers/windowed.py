@@ -1,6 +1,6 @@
 """Forwards of some rows, against keys and values that earlier forwards left in the others.
 
-What a decode does that reuses the prompt and the blocks that are done (docs/denoisers.md).
+What a decode with a KV cache does (docs/denoisers.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerMemory(KeysValues):
-    """Keys and values of whole canvases, layer by layer."""
+    """Keys and values of whole canvases, layer by layer.
+
+    They are written in place, by the forward that the memory is given to
+    (:meth:`boe.denoisers.Denoiser.predict_window`).
+    """
 
     layers: list[LayerCall]
 
@@ -46,7 +50,8 @@ class Windowed(AttentionMode):
         rows: int64 (B, R), padded with −1.
         key_padding_mask: bool (B, L) of the whole canvas, or ``None``.
         length: L.
-        before: keys and values of the other rows; zeros where there are none yet.
+        before: keys and values of the other rows, into which those of the ``rows`` are
+            written; zeros where there are none yet.
         layers: keys and values of the whole canvas after this forward.
     """
 
@@ -55,6 +60,13 @@ class Windowed(AttentionMode):
     length: int
     before: list[LayerCall] | None = None
     layers: list[LayerCall] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        first = self.rows[:, :1]
+        self._batch = torch.arange(len(self.rows), device=self.rows.device).unsqueeze(1)
+        self._target = torch.where(self.rows < 0, first, self.rows).clamp_min(0)
+        self._padding = (self.rows < 0)[:, None, :, None]
+        self._empty = (first < 0)[:, None, :, None]
 
     def attend(self, call: LayerCall) -> Tensor:
         assert call.q is not None
@@ -76,23 +88,22 @@ class Windowed(AttentionMode):
             window=call.window,
             block_size=call.block_size,
         )
-        self.layers.append(
-            replace(
-                call,
-                q=None,
-                k=self._written(k, call.k),
-                v=self._written(v, call.v),
-                key_padding_mask=self.key_padding_mask,
-            )
-        )
+        self._write(k, call.k)
+        self._write(v, call.v)
+        self.layers.append(replace(call, q=None, k=k, v=v, key_padding_mask=self.key_padding_mask))
         return out
 
-    def _written(self, whole: Tensor, at_rows: Tensor) -> Tensor:
-        """A copy of ``whole`` (B, H, L, D) with ``at_rows`` (B, H, R, D) in the window."""
-        # Padding goes to a spare row: nothing has to be counted.
-        target = torch.where(self.rows < 0, self.length, self.rows)[:, None, :, None]
-        spare = torch.nn.functional.pad(whole, (0, 0, 0, 1))
-        return spare.scatter_(2, target.expand_as(at_rows), at_rows)[:, :, :-1]
+    def _write(self, whole: Tensor, at_rows: Tensor) -> None:
+        """Put ``at_rows`` (B, H, R, D) into ``whole`` (B, H, L, D), in place.
+
+        Nobody else reads it any more: gradients and lookaheads of the step before are done,
+        and a step that failed is made again with the same rows, whatever they hold.
+        """
+        # Padding writes once more what the first row writes, or what row 0 holds where no row
+        # is run: nothing has to be counted.
+        again = torch.where(self._empty, whole[:, :, :1], at_rows[:, :, :1])
+        values = torch.where(self._padding, again, at_rows)
+        whole.transpose(1, 2)[self._batch, self._target] = values.transpose(1, 2)
 
 
 def check_window(denoiser: AttentionDenoiser, keep: Keep) -> None:

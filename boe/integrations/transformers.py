@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from boe.decoding import FrontLoaded, Item, TokensPerStep, generate
-from boe.decoding.prefix import PrefixKV
 from boe.denoisers.base import Denoiser
 from boe.denoisers.transformers_model import TransformersDenoiser
 from boe.samplers import Policy, Strategy
+from boe.samplers.caching import KVCacheName
 from boe.text.tokenization import Texts
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def boe_generate(
     delay: Sequence[int] = (),
     seed: int = 0,
     batch_size: int | None = None,
-    prefix_kv: PrefixKV = "recompute",
+    kv_cache: KVCacheName | None = None,
+    cache_refresh: int | None = None,
     stop_texts: Sequence[str] = (),
     text_tokenizer: PreTrainedTokenizerBase | None = None,
     draft_streamer: Any = None,
@@ -82,8 +83,8 @@ def boe_generate(
     ``text_tokenizer`` in their place.
 
     Args:
-        sampler, block_length, guidance, suppress, delay, seed, batch_size, prefix_kv: as in
-            :func:`boe.generate`.
+        sampler, block_length, guidance, suppress, delay, seed, batch_size, kv_cache,
+            cache_refresh: as in :func:`boe.generate`.
         steps: decoding steps; one token per step by default.
         stop_texts: end a row once everything up to and including one of them is written;
             what is cut off is the following, not the stop text.
@@ -133,7 +134,8 @@ def boe_generate(
             stop_when=_stop_rule(stop_texts, text_tokenizer, mask_id, prompts),
             seed=seed,
             batch_size=batch_size,
-            prefix_kv=prefix_kv,
+            kv_cache=kv_cache,
+            cache_refresh=cache_refresh,
             on_step=None if draft_streamer is None else telling,
         ).items
     if draft_streamer is not None:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from boe.decoding import Account, Item, generate
-from boe.decoding.prefix import PrefixKV
 from boe.denoisers import Denoiser
 from boe.lm_eval.failures import UnusablePrompt
 from boe.lm_eval.requests import Asked, Wish
 from boe.lm_eval.settings import EvaluationSettings
+from boe.samplers.caching import KVCacheName
 from boe.text.tokenization import Texts
 
 Announce = Callable[..., None]
@@ -149,7 +149,8 @@ class Generator:
                 temperature=wish.temperature,
                 top_p=wish.top_p,
                 guidance=settings.cfg,
-                prefix_kv=cast(PrefixKV, settings.prefix_kv),
+                kv_cache=cast(KVCacheName | None, settings.kv_cache),
+                cache_refresh=settings.cache_refresh,
                 suppress=self._suppress,
                 delay=self._delay,
                 stop=[(token,) for token in self.ends] if early else (),

@@ -12,7 +12,6 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
-from boe.decoding.prefix import check_prefix_name
 from boe.decoding.setbacks import check_failures
 from boe.denoisers.base import Engine
 from boe.denoisers.placement import check_compilation
@@ -40,7 +39,8 @@ class EvaluationSettings:
         temperature, top_p: of the draws; if ``None`` what the task asks for where it
             samples, and else the sampler's own.
         cfg: w of classifier-free guidance, in generation and likelihood.
-        prefix_kv: keys and values of frozen tokens, as in :func:`boe.generate`.
+        kv_cache, cache_refresh: keys and values that are kept from step to step, as in
+            :func:`boe.generate`.
         suppress: tokens that are never written.
         delay: tokens whose positions are revealed last.
         eos: tokens that end an answer; by default the tokenizer's end of text and of turn.
@@ -76,7 +76,8 @@ class EvaluationSettings:
     temperature: float | None = None
     top_p: float | None = None
     cfg: float = 0.0
-    prefix_kv: str = "recompute"
+    kv_cache: str | None = None
+    cache_refresh: int | None = None
     suppress: tuple[str, ...] = ()
     delay: tuple[str, ...] = ()
     eos: tuple[str, ...] | None = None
@@ -113,7 +114,7 @@ class EvaluationSettings:
             raise ValueError("give steps or tokens_per_step, not both")
         if not (self.cfg >= 0.0 and math.isfinite(self.cfg)):
             raise ValueError(f"cfg must be finite and not negative, got {self.cfg}")
-        check_prefix_name(self.prefix_kv)
+        self.strategy.cached(self.kv_cache, self.cache_refresh)
         check_compilation(self.compile)
         if self.tensor_parallel > 1 and self.compile != "none":
             raise ValueError("compile does not go with tensor_parallel")

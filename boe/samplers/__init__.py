@@ -6,6 +6,7 @@ from boe.samplers.ancestral import DFM, SEDD, Ancestral
 from boe.samplers.base import Count, Policy, Remask, Sampler, choose
 from boe.samplers.boe import BoE
 from boe.samplers.budgets import Budget, Cosine, FrontLoaded, TokensPerStep
+from boe.samplers.caching import KV_CACHES, DelayedCache, ExactCache, KVCache, PrefixCache
 from boe.samplers.counting import EntropyBound, Factor, Klass, Threshold
 from boe.samplers.frequencies import BackgroundFrequencies
 from boe.samplers.greedy import Confidence, Entropy, Margin, Random
@@ -15,6 +16,7 @@ from boe.samplers.lookum import LookUM
 from boe.samplers.maskgit import MaskGIT
 from boe.samplers.overlapping import OverlapBound
 from boe.samplers.p2 import P2
+from boe.samplers.pacing import Deadline
 from boe.samplers.particles import SMC, ParticleGibbs, Particles
 from boe.samplers.pc import PCSampler
 from boe.samplers.remdm import (
@@ -34,6 +36,7 @@ from boe.samplers.verifying import Verifier
 __all__ = [
     "COUNTS",
     "DFM",
+    "KV_CACHES",
     "P2",
     "PARTICLES",
     "REMASKS",
@@ -48,11 +51,15 @@ __all__ = [
     "Confidence",
     "Cosine",
     "Count",
+    "Deadline",
+    "DelayedCache",
     "Entropy",
     "EntropyBound",
+    "ExactCache",
     "Factor",
     "ForwardBackward",
     "FrontLoaded",
+    "KVCache",
     "Klass",
     "LladaLoop",
     "LookUM",
@@ -65,6 +72,7 @@ __all__ = [
     "ParticleGibbs",
     "Particles",
     "Policy",
+    "PrefixCache",
     "Random",
     "Remask",
     "RemdmCap",

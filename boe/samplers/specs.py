@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 from boe.samplers.ancestral import DFM, SEDD, Ancestral
 from boe.samplers.base import Count, Policy, Remask
 from boe.samplers.boe import BoE
+from boe.samplers.caching import KV_CACHES, KVCache
 from boe.samplers.counting import EntropyBound, Factor, Klass, Threshold
 from boe.samplers.greedy import Confidence, Entropy, Margin, Random
 from boe.samplers.llada_remask import LladaLoop
@@ -22,6 +23,7 @@ from boe.samplers.lookum import LookUM
 from boe.samplers.maskgit import MaskGIT
 from boe.samplers.overlapping import OverlapBound
 from boe.samplers.p2 import P2
+from boe.samplers.pacing import Deadline
 from boe.samplers.particles import SMC, ParticleGibbs, Particles
 from boe.samplers.pc import PCSampler
 from boe.samplers.remdm import ForwardBackward, RemdmCap, RemdmConf, RemdmLoop, RemdmRescale
@@ -29,7 +31,7 @@ from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens
 from boe.samplers.verifying import Verifier
 
-Part = Policy | Count | Remask | Particles | Tokens | Verifier
+Part = Policy | Count | Remask | Particles | Tokens | Verifier | KVCache | Deadline
 
 SAMPLERS: dict[str, type[Policy]] = {
     kind.name: kind
@@ -96,7 +98,7 @@ def spec_of(strategy: Policy | Strategy) -> str:
         return _text(strategy)
     parts = (
         *(strategy.count, strategy.tokens, strategy.remask),
-        *(strategy.particles, strategy.verifier),
+        *(strategy.particles, strategy.verifier, strategy.cache, strategy.deadline),
     )
     return "+".join([_text(strategy.which), *(_text(part) for part in parts if part is not None)])
 
@@ -104,7 +106,8 @@ def spec_of(strategy: Policy | Strategy) -> str:
 def _kind_of(text: str, spec: str) -> type[Part]:
     kinds: dict[str, type[Part]] = {
         **{**COUNTS, **REMASKS, **PARTICLES},
-        **{Tokens.name: Tokens, Verifier.name: Verifier},
+        **{Tokens.name: Tokens, Verifier.name: Verifier, Deadline.name: Deadline},
+        **KV_CACHES,
     }
     name = text.partition(":")[0]
     if name in SAMPLERS:
@@ -118,7 +121,8 @@ def _place(part: Part) -> str:
     """The field of a strategy that the part belongs in."""
     places: tuple[tuple[type, str], ...] = (
         *((Count, "count"), (Remask, "remask")),
-        *((Particles, "particles"), (Verifier, "verifier")),
+        *((Particles, "particles"), (Verifier, "verifier"), (KVCache, "cache")),
+        (Deadline, "deadline"),
     )
     for kind, place in places:
         if isinstance(part, kind):

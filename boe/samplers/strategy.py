@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from boe.denoisers.base import Keep
 from boe.samplers.ancestral import Ancestral
 from boe.samplers.base import Clock, Count, Move, Policy, Remask, Sampler, Step, choose
+from boe.samplers.caching import KVCache, cache_named
 from boe.samplers.late_options import repr_of
+from boe.samplers.pacing import Deadline
 from boe.samplers.particles import Particles
 from boe.samplers.remdm import Renoise
 from boe.samplers.tokens import Tokens
@@ -28,6 +30,9 @@ class Strategy:
         particles: several trajectories per sequence; one if ``None``.
         verifier: what may not be revealed while there is something else; with policies that
             rank positions, and nothing that takes tokens back.
+        cache: which keys and values are kept from step to step; none if ``None``.
+        deadline: with a count, what its running ahead of the budget's plan is worth to later
+            steps; nothing if ``None``.
 
     Raises:
         ValueError: parts that do not go together.
@@ -39,9 +44,11 @@ class Strategy:
     remask: Remask | None = None
     particles: Particles | None = None
     verifier: Verifier | None = None
+    cache: KVCache | None = None
+    deadline: Deadline | None = None
 
     def __repr__(self) -> str:
-        return repr_of(self, ("verifier",))
+        return repr_of(self, ("verifier", "cache", "deadline"))
 
     def __post_init__(self) -> None:
         if not isinstance(self.which, Policy):
@@ -74,10 +81,26 @@ class Strategy:
                     "reveals as it takes tokens back"
                 )
 
+        if self.deadline is not None and (self.count is None or self.remask is not None):
+            raise ValueError(
+                "deadline needs a count, which may reveal more than the budget plans, and no "
+                f"remasking; got count={_named(self.count)}, remask={_named(self.remask)}"
+            )
+
     @classmethod
     def of(cls, policy: Policy | Strategy) -> Strategy:
         """The policy as a strategy."""
         return policy if isinstance(policy, Strategy) else cls(policy)
+
+    def cached(self, kv_cache: str | None, refresh: int | None) -> KVCache:
+        """The cache of a decode: the caller's word goes before the strategy's.
+
+        Raises:
+            ValueError: there is no such cache, or it cannot be refreshed.
+        """
+        if kv_cache is not None or self.cache is None:
+            return cache_named(kv_cache or "none", refresh)
+        return self.cache if refresh is None else replace(self.cache, refresh=refresh)
 
     @property
     def keep(self) -> Keep:
@@ -121,3 +144,7 @@ class Strategy:
         assert isinstance(self.which, Ancestral)
         assert isinstance(self.remask, Renoise)
         return self.which.transition(step, self.remask)
+
+
+def _named(part: Count | Remask | None) -> str:
+    return "none" if part is None else part.name

@@ -119,17 +119,20 @@ def test_texts_that_are_no_tokens_are_refused(
         run_generate(str(model), "the [MASK]", 0, options, "cpu", "auto", None)
 
 
-def test_keys_and_values_of_the_prompt_are_frozen_only_by_the_name_of_an_approximation(
+def test_keys_and_values_are_kept_only_by_the_name_of_a_cache(
     model: Path,
 ) -> None:
     fixed = ("--sampler", "confidence", "--block-length", 2)
     whole = generated(model, *fixed)
-    frozen = generated(model, *fixed, "--prefix-kv", "approximate")
-    assert (whole["prefix_kv"], frozen["prefix_kv"]) == ("recompute", "approximate")
-    assert frozen["nfe_forward"] == whole["nfe_forward"]
-    assert frozen["flop_equiv"] < whole["flop_equiv"]
-    with pytest.raises(ValueError, match="prefix_kv must be one of recompute, exact, approximate"):
-        DecodingOptions(prefix_kv="cached")
+    frozen = generated(model, *fixed, "--kv-cache", "prefix")
+    delayed = generated(model, *fixed, "--kv-cache", "delayed", "--cache-refresh", 3)
+    assert [run["kv_cache"] for run in (whole, frozen, delayed)] == [None, "prefix", "delayed"]
+    assert [run["cache_refresh"] for run in (whole, frozen, delayed)] == [None, None, 3]
+    for cached in (frozen, delayed):
+        assert cached["nfe_forward"] == whole["nfe_forward"]
+        assert cached["flop_equiv"] < whole["flop_equiv"]
+    with pytest.raises(ValueError, match="kv_cache must be one of none, exact, prefix, delayed"):
+        DecodingOptions(kv_cache="cached")
 
 
 # --- where prompts come from, and how models are loaded ---------------------------------

@@ -40,6 +40,19 @@ def test_one_compilation_serves_every_size_of_the_active_set() -> None:
     assert counter.frame_count == 2, "the forward, and the replay"
 
 
+def test_a_decode_with_a_kv_cache_runs_its_forwards_uncompiled() -> None:
+    plain = tiny_denoiser("bert", 1)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = CompiledDenoiser(plain, buckets=(4, 8, 16), backend=counter)
+    canvases = [random_words(18 + k, list(range(1, 13 + k)), seed=k) for k in range(2)]
+    mine, theirs = (generate(d, canvases, "confidence+delayed") for d in (compiled, plain))
+    assert [item.ids.tolist() for item in mine.items] == [
+        item.ids.tolist() for item in theirs.items
+    ]
+    assert mine.total.flop_equiv == theirs.total.flop_equiv < theirs.total.nfe_forward
+    assert counter.frame_count == 0
+
+
 def test_a_whole_decode_is_the_same_and_compiles_no_more_than_its_variants() -> None:
     plain = tiny_denoiser("bert", 1)
     counter = CompileCounterWithBackend("aot_eager")

@@ -114,6 +114,15 @@ def test_an_end_stops_a_row_and_padding_follows(model: PreTrainedModel) -> None:
     assert set(ended[0, 5 + first + 1 :].tolist()) <= {PAD}
 
 
+def test_a_kv_cache_reaches_the_loop(model: PreTrainedModel) -> None:
+    inputs = {"input_ids": prompts(5)[0].unsqueeze(0)}
+    plain = call(model, inputs, sampler="confidence")
+    refreshed = call(model, inputs, sampler="confidence", kv_cache="delayed", cache_refresh=1)
+    assert torch.equal(refreshed, plain)
+    with pytest.raises(ValueError, match="kv_cache='exact' needs block-causal attention"):
+        call(model, inputs, kv_cache="exact")
+
+
 def test_sampling_follows_the_generation_config_and_the_seed(model: PreTrainedModel) -> None:
     inputs = {"input_ids": prompts(4)[0].unsqueeze(0)}
 

@@ -103,6 +103,7 @@ def test_a_mask_becomes_its_members_in_order_padded_to_the_widest(mask):
     assert rows.dtype == torch.int64
     assert rows.tolist() == expected
     assert rows.shape == (mask.shape[0], widest)
+    assert torch.equal(pad_rows(mask, widest), rows), "counted beforehand"
 
 
 def test_a_shared_mask_becomes_a_shared_index_set():

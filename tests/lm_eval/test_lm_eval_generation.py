@@ -61,8 +61,8 @@ def test_tokens_can_be_suppressed_or_delayed() -> None:
 
 
 def test_what_becomes_of_keys_and_values_reaches_the_loop() -> None:
-    lm = toy_lm(PositionDenoiser(STORY), prefix_kv="exact")
-    with pytest.raises(ValueError, match="prefix_kv='exact' needs block-causal attention"):
+    lm = toy_lm(PositionDenoiser(STORY), kv_cache="exact")
+    with pytest.raises(ValueError, match="kv_cache='exact' needs block-causal attention"):
         lm.generate_until([generation()])
 
 

@@ -19,6 +19,7 @@ from boe.samplers import Lookahead, Verifier
         ("lookahead", "lookahead:context=frozen", "context='frozen'"),
         ("lookahead", "lookahead:joint=true", "joint=True"),
         ("entropy", "entropy+verified", "verifier=Verifier"),
+        ("entropy", "entropy+delayed", "cache=DelayedCache(refresh=None)"),
     ],
 )
 def test_a_late_option_is_shown_where_it_is_set_and_nowhere_else(plain, spec, shown) -> None:

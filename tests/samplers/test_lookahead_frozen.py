@@ -25,7 +25,7 @@ def decode(spec: str, canvas: Tensor | list[Tensor], name: str = "bert", **optio
 
 def gains_by_windows(canvas: Tensor) -> list[float]:
     """Each mask's gain: its top token written, and the masked rows alone run again, by the
-    windows that prefix reuse is made of."""
+    windows that KV caches are made of."""
     denoiser = tiny_denoiser("bert")
     masks, everything = torch.tensor([MASKS]), torch.arange(len(canvas)).unsqueeze(0)
     whole = Canvas(canvas.unsqueeze(0), (len(canvas),))

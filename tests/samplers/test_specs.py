@@ -120,7 +120,10 @@ def test_the_paper_preset_can_be_spelled_out() -> None:
         ("boe:alpha=2", r"alpha must be in \[0, 1\], got 2\.0"),
         ("boe:active=candidates", "the zero-gradient combination"),
         ("boe:alpha=0,alpha=1", "boe has the option alpha twice"),
-        ("boe+what", "a further part must be one of eb, overlap, .*, verified, got 'what'"),
+        (
+            "boe+what",
+            "a further part must be one of eb, overlap, .*, verified, .*delayed, got 'what'",
+        ),
         ("boe+margin", "names two policies; a policy comes first, and once"),
         ("boe+eb+threshold", "has two parts that decide count"),
         ("eb+klass", "has two parts that decide count"),

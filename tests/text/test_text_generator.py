@@ -270,9 +270,14 @@ def test_the_names_are_public() -> None:
     assert {"TextGenerator", "TextOptions", "Reply", "Failure", "Draft"} <= set(boe.__all__)
 
 
-def test_prefix_reuse_reaches_the_loop(tiny_bert: TextGenerator) -> None:
-    options = {"block_length": 4, "prefix_kv": "approximate"}
+def test_a_kv_cache_reaches_the_loop(tiny_bert: TextGenerator) -> None:
+    options = {"block_length": 4, "kv_cache": "prefix"}
     reused = tiny_bert.complete("the cat sat on a mat", **options).account
     assert reused.flop_equiv < reused.nfe_forward
-    with pytest.raises(ValueError, match="prefix_kv"):
-        tiny_bert.complete("the", prefix_kv="sometimes")
+    delayed = tiny_bert.complete("the cat sat on a mat", kv_cache="delayed").account
+    refreshed = tiny_bert.complete(
+        "the cat sat on a mat", kv_cache="delayed", cache_refresh=2
+    ).account
+    assert delayed.flop_equiv < refreshed.flop_equiv < refreshed.nfe_forward
+    with pytest.raises(ValueError, match="kv_cache"):
+        tiny_bert.complete("the", kv_cache="sometimes")

@@ -1,58 +1,23 @@
-"""Decoding with the keys and values of frozen positions, against decoding without."""
+"""Decoding with the exact cache and the prefix cache, against decoding without."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import published_references
 import pytest
 import torch
-from fake_denoiser import FakeDenoiser
-from published_checkpoints import BLOCK_LENGTHS, MASK, WORDS, Published, load_published
+from counted_rows import RAGGED, prompt, published, rows_run
+from published_checkpoints import BLOCK_LENGTHS, MASK
 from torch import Tensor
 
 from boe import TokensPerStep, generate
 from boe.canvas import Canvas
 from boe.decoding import Generation
-from boe.denoisers import UnsupportedModel
 from boe.samplers import Confidence, Strategy
 from boe.samplers.particles import SMC, ParticleGibbs
 
 BLOCK_CAUSAL = tuple(BLOCK_LENGTHS)
-
-
-@cache
-def published(name: str) -> Published:
-    with TemporaryDirectory() as folder:
-        return load_published(name, Path(folder))
-
-
-def prompt(length: int, masks: int, seed: int) -> Tensor:
-    """``length`` words and ``masks`` masks behind them."""
-    generator = torch.Generator().manual_seed(seed)
-    words = torch.randint(0, WORDS, (length,), generator=generator)
-    return torch.cat([words, torch.full((masks,), MASK)])
-
-
-RAGGED = [prompt(10, 11, 1), prompt(3, 13, 2), prompt(16, 5, 3)]
-
-
-def rows_run(name: str, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Per forward that is to come, how many rows of each sequence it will run."""
-    denoiser, counts = published(name).denoiser, []
-    run = denoiser.run
-
-    def counting(embeds: Tensor, mode: Any, *args: Any, **kwargs: Any) -> Any:
-        rows = getattr(mode, "rows", None)
-        whole = [embeds.shape[1]] * len(embeds)
-        counts.append(whole if rows is None else (rows >= 0).sum(dim=1).tolist())
-        return run(embeds, mode, *args, **kwargs)
-
-    monkeypatch.setattr(denoiser, "run", counting)
-    return counts
 
 
 def assert_same(with_prefix: Generation, without: Generation) -> None:
@@ -85,12 +50,12 @@ def assert_same(with_prefix: Generation, without: Generation) -> None:
     ],
 )
 @pytest.mark.parametrize("name", BLOCK_CAUSAL)
-def test_exact_reuse_decodes_what_recomputing_decodes(name: str, sampler: str) -> None:
+def test_the_exact_cache_decodes_what_recomputing_decodes(name: str, sampler: str) -> None:
     options: dict[str, Any] = {"trajectory": True, "budget": TokensPerStep(2), "seed": 5}
     denoiser = published(name).denoiser
     without = generate(denoiser, RAGGED, sampler, **options)
     assert (without.total.n_backward > 0) == sampler.startswith("boe")
-    assert_same(generate(denoiser, RAGGED, sampler, prefix_kv="exact", **options), without)
+    assert_same(generate(denoiser, RAGGED, sampler, kv_cache="exact", **options), without)
 
 
 @pytest.mark.parametrize(
@@ -101,28 +66,28 @@ def test_exact_reuse_decodes_what_recomputing_decodes(name: str, sampler: str) -
         "boe:rho=0.6,tolerance=none,sure=none,guidance_gradient=combined",
     ],
 )
-def test_exact_reuse_keeps_both_branches_of_guidance(sampler: str) -> None:
+def test_the_exact_cache_keeps_both_branches_of_guidance(sampler: str) -> None:
     options: dict[str, Any] = {"guidance": 0.7, "trajectory": True}
     denoiser = published("sdar").denoiser
     without = generate(denoiser, RAGGED, sampler, **options)
-    assert_same(generate(denoiser, RAGGED, sampler, prefix_kv="exact", **options), without)
+    assert_same(generate(denoiser, RAGGED, sampler, kv_cache="exact", **options), without)
 
 
-def test_exact_reuse_starts_anew_when_particles_are_drawn() -> None:
+def test_the_exact_cache_starts_anew_when_particles_are_drawn() -> None:
     options: dict[str, Any] = {"temperature": 1.0, "seed": 3}
     denoiser, sampler = published("sdar").denoiser, Strategy(Confidence(), particles=SMC(3))
     without = generate(denoiser, RAGGED[:1], sampler, **options)
-    with_prefix = generate(denoiser, RAGGED[:1], sampler, prefix_kv="exact", **options)
+    with_prefix = generate(denoiser, RAGGED[:1], sampler, kv_cache="exact", **options)
     assert torch.equal(with_prefix.items[0].ids, without.items[0].ids)
 
 
-def test_exact_reuse_runs_and_charges_the_rows_from_the_last_frozen_block_to_the_current_ones_end(
+def test_the_exact_cache_runs_and_charges_rows_from_the_last_frozen_block_to_the_current_ones_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counts = rows_run("llada2", monkeypatch)
     denoiser = published("llada2").denoiser
     # Blocks of 8 of 21 positions, the first 10 given: six masks in [8, 16), five behind.
-    item = generate(denoiser, [RAGGED[0]], "confidence", prefix_kv="exact").items[0]
+    item = generate(denoiser, [RAGGED[0]], "confidence", kv_cache="exact").items[0]
     expected = [16, *[8] * 5, 13, *[5] * 4]
     assert counts == [[rows] for rows in expected]
     assert item.account.nfe_forward == len(expected)
@@ -132,10 +97,10 @@ def test_exact_reuse_runs_and_charges_the_rows_from_the_last_frozen_block_to_the
 def test_a_batch_charges_each_sequence_for_its_own_window(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = rows_run("llada2", monkeypatch)
     denoiser = published("llada2").denoiser
-    together = generate(denoiser, RAGGED, "confidence", prefix_kv="exact")
+    together = generate(denoiser, RAGGED, "confidence", kv_cache="exact")
     assert max(len(count) for count in counts) == 3
     for k, canvas in enumerate(RAGGED):
-        alone = generate(denoiser, [canvas], "confidence", prefix_kv="exact").items[0]
+        alone = generate(denoiser, [canvas], "confidence", kv_cache="exact").items[0]
         assert torch.equal(together.items[k].ids, alone.ids)
         assert together.items[k].account.flop_equiv == pytest.approx(alone.account.flop_equiv)
 
@@ -143,7 +108,7 @@ def test_a_batch_charges_each_sequence_for_its_own_window(monkeypatch: pytest.Mo
 def test_a_decoded_prefix_is_run_once_more_when_its_block_is_done() -> None:
     """The last step of a block still saw masks in it: its keys and values are not final."""
     denoiser, canvas = published("sdar").denoiser, prompt(4, 8, 7)
-    item = generate(denoiser, [canvas], "confidence", prefix_kv="exact", trajectory=True).items[0]
+    item = generate(denoiser, [canvas], "confidence", kv_cache="exact", trajectory=True).items[0]
     first_of_second = item.trajectory[4]
     ids = item.ids.clone()
     ids[8:] = MASK
@@ -154,14 +119,14 @@ def test_a_decoded_prefix_is_run_once_more_when_its_block_is_done() -> None:
 
 
 @pytest.mark.parametrize("name", BLOCK_CAUSAL)
-@pytest.mark.parametrize("prefix_kv", ["recompute", "exact"])
-def test_a_block_causal_model_is_decoded_in_its_own_blocks(name: str, prefix_kv: str) -> None:
+@pytest.mark.parametrize("kv_cache", ["none", "exact"])
+def test_a_block_causal_model_is_decoded_in_its_own_blocks(name: str, kv_cache: str) -> None:
     length = BLOCK_LENGTHS[name]
     result = generate(
         published(name).denoiser,
         RAGGED,
         "boe:rho=0.6,tolerance=none,sure=none",
-        prefix_kv=prefix_kv,
+        kv_cache=kv_cache,
         trajectory=True,
     )
     for canvas, item in zip(RAGGED, result.items, strict=True):
@@ -181,7 +146,7 @@ def test_a_block_causal_model_is_not_decoded_in_other_blocks() -> None:
         generate(denoiser, RAGGED, "confidence", block_length=8)
 
 
-# --- bidirectional models: approximate ------------------------------------------------
+# --- bidirectional models: the prefix cache --------------------------------------------
 
 
 class FrozenAttention:
@@ -206,7 +171,7 @@ class FrozenAttention:
 
 
 @pytest.mark.parametrize("name", ["llada", "dream", "mdlm"])
-def test_approximate_reuse_freezes_what_is_in_front_of_the_block_at_its_first_step(
+def test_the_prefix_cache_freezes_what_is_in_front_of_the_block_at_its_first_step(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, canvas, length = published(name), prompt(6, 9, 4), 5
@@ -215,7 +180,7 @@ def test_approximate_reuse_freezes_what_is_in_front_of_the_block_at_its_first_st
         [canvas],
         "confidence",
         block_length=length,
-        prefix_kv="approximate",
+        kv_cache="prefix",
         trajectory=True,
     ).items[0]
     frozen = FrozenAttention(3)
@@ -238,7 +203,7 @@ def test_approximate_reuse_freezes_what_is_in_front_of_the_block_at_its_first_st
     assert stale > 1e-3, "it is an approximation"
 
 
-def test_approximate_reuse_charges_whole_forwards_at_the_first_step_of_a_block(
+def test_the_prefix_cache_charges_whole_forwards_at_the_first_step_of_a_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counts = rows_run("dream", monkeypatch)
@@ -247,7 +212,7 @@ def test_approximate_reuse_charges_whole_forwards_at_the_first_step_of_a_block(
         [prompt(6, 9, 4)],
         "confidence",
         block_length=5,
-        prefix_kv="approximate",
+        kv_cache="prefix",
     ).items[0]
     # Dream's row 5 predicts position 6, so that it is run with the block's own rows.
     expected = [15, *[10] * 4, 15, *[5] * 3]
@@ -263,8 +228,8 @@ def test_approximate_reuse_charges_whole_forwards_at_the_first_step_of_a_block(
 def test_boe_steers_with_an_approximate_prefix_and_is_charged_for_less(sampler: str) -> None:
     denoiser = published("llada").denoiser
     without, frozen = (
-        generate(denoiser, RAGGED, sampler, prefix_kv=kind, block_length=6)
-        for kind in ("recompute", "approximate")
+        generate(denoiser, RAGGED, sampler, kv_cache=kind, block_length=6)
+        for kind in ("none", "prefix")
     )
     for mine, other in zip(frozen.items, without.items, strict=True):
         assert bool((mine.ids != MASK).all())
@@ -275,44 +240,13 @@ def test_boe_steers_with_an_approximate_prefix_and_is_charged_for_less(sampler: 
 def test_without_anything_in_front_of_the_masks_nothing_is_approximated() -> None:
     denoiser, canvas = published("llada").denoiser, prompt(0, 9, 1)
     without, frozen = (
-        generate(denoiser, [canvas], "boe", prefix_kv=kind) for kind in ("recompute", "approximate")
+        generate(denoiser, [canvas], "boe", kv_cache=kind) for kind in ("none", "prefix")
     )
     assert torch.equal(frozen.items[0].ids, without.items[0].ids)
     assert frozen.items[0].account.flop_equiv == pytest.approx(without.items[0].account.flop_equiv)
 
 
 # --- refusals -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "sampler", "prefix_kv", "message"),
-    [
-        ("llada", "confidence", "exact", "needs block-causal attention.*'approximate'"),
-        ("sdar", "confidence", "approximate", "prefix_kv='exact'"),
-        ("sdar", "confidence", "cached", "must be one of recompute, exact, approximate"),
-        ("sdar", "boe:engine=late,context=full", "exact", "engine='replay' without bridge rows"),
-        (
-            "llada",
-            "boe:engine=dense,context=full",
-            "approximate",
-            "engine='replay' without bridge rows",
-        ),
-        ("llada", "boe:active=bridges", "approximate", "engine='replay' without bridge rows"),
-    ],
-)
-def test_reuse_that_cannot_be_had_is_refused_by_name(
-    name: str, sampler: str, prefix_kv: str, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        generate(published(name).denoiser, RAGGED, sampler, prefix_kv=prefix_kv)
-
-
-def test_a_model_that_takes_the_time_or_has_no_windows_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="takes the time as an input"):
-        generate(published("sedd").denoiser, RAGGED, "confidence", prefix_kv="approximate")
-    fake = FakeDenoiser(torch.randn(4, 5))
-    with pytest.raises(UnsupportedModel, match="FakeDenoiser cannot be run on a window of rows"):
-        generate(fake, torch.zeros(4, dtype=torch.int64), "confidence", prefix_kv="approximate")
 
 
 def test_particle_gibbs_is_refused_on_a_block_causal_model() -> None:
