@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from boe import defaults
 from boe.samplers import Strategy, sampler_from
 from boe.samplers.budgets import Budget, FrontLoaded, TokensPerStep
 from boe.samplers.caching import KVCacheName
@@ -36,7 +37,7 @@ class DecodingOptions:
         ValueError: a sampler that cannot be read, or a number outside its range.
     """
 
-    sampler: str = "boe"
+    sampler: str = defaults.SAMPLER
     steps: int | None = None
     block_length: int | None = None
     temperature: float | None = None

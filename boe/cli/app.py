@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from boe import defaults
 from boe.cli import evidence
 from boe.cli.evidence import DEMO_SAMPLERS
 from boe.cli.options import (
@@ -104,7 +105,7 @@ def generate(
         ),
     ] = None,
     length: Annotated[int, typer.Option(min=0, help="Masks appended after the prompt.")] = 0,
-    sampler: SamplerSpec = "boe",
+    sampler: SamplerSpec = defaults.SAMPLER,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Decoding steps; one token per step by default.")
     ] = None,

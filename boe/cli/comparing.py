@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from boe.cli.output import check_json_path, check_parent, console_for, emit_json
 from boe.cli.running import RECORDS, StudyRunner, prepare_directory, run_visibly, task_named
 from boe.evaluate.comparison import Comparison, analyse, curve_name
+from boe.evaluate.equal_cost import Level
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
 from boe.evaluate.results import write_comparison
 from boe.evaluate.study import Study
@@ -24,7 +26,7 @@ def run_comparison(
     json_path: Path | None,
     plot_path: Path | None,
     output: Path | None = None,
-    reference: str | None = None,
+    references: tuple[str, ...] = (),
     mauve: bool = True,
     run_by: StudyRunner = run_visibly,
 ) -> Comparison:
@@ -32,16 +34,17 @@ def run_comparison(
 
     Args:
         output: a directory for everything, from whose records a run is resumed.
-        reference: the curve whose costs the others are read off at.
+        references: the curves whose costs the others are read off at.
         mauve: whether a task that writes prose is measured by it too.
         run_by: decodes what is missing.
     """
     task = task_named(study.task, study.difficulty)
     curves = [curve_name(cell.curve, cell.setting) for cell in study.cells()]
-    if reference is not None and reference not in curves:
-        raise ValueError(
-            f"reference must be one of {'; '.join(dict.fromkeys(curves))}, got {reference!r}"
-        )
+    for reference in references:
+        if reference not in curves:
+            raise ValueError(
+                f"reference must be one of {'; '.join(dict.fromkeys(curves))}, got {reference!r}"
+            )
     check_json_path(json_path)
     if plot_path is not None:
         check_parent(plot_path)
@@ -54,7 +57,7 @@ def run_comparison(
         prepare_directory(output)
     console = console_for(json_path)
     run = run_by(study, task, console, None if output is None else output / RECORDS)
-    comparison = analyse(run, reference)
+    comparison = analyse(run, references)
     if isinstance(task, ProseTask) and run.records:
         with console.status("measuring texts"):
             other = "validation" if study.split == "test" else "test"
@@ -181,12 +184,15 @@ def _show_pairs(console: Console, comparison: Comparison) -> None:
 
 
 def _show_equal_cost(console: Console, comparison: Comparison) -> None:
-    """Every curve at the costs of the reference's settings, dearest last."""
-    levels = [level for level in comparison.equal_cost if level.axis == "flop_equiv"]
+    """Every curve at the costs of a reference's settings, dearest last."""
+    of_forwards = [level for level in comparison.equal_cost if level.axis == "flop_equiv"]
     if len(comparison.study.groups) == 1 and len(comparison.study.groups[0].samplers) == 1:
         return
-    if not levels:
-        return
+    for reference in dict.fromkeys(level.reference for level in of_forwards):
+        _show_levels(console, [level for level in of_forwards if level.reference == reference])
+
+
+def _show_levels(console: Console, levels: Sequence[Level]) -> None:
     table = Table(
         title=f"right at equal cost (in forwards, of {levels[0].reference}); points ahead of it",
         caption="between settings interpolated; ! where the 95 % interval excludes 0; "

@@ -41,9 +41,9 @@ def run_plans(
         console.print(f"{path}", style="bold", soft_wrap=True)
         directory = path.parent if output is None else output
         if isinstance(plan, ComparePlan):
-            study, reference = plan.study, plan.reference
+            study, references = plan.study, plan.references
             complete = run_comparison(
-                study, None, None, directory, reference, run_by=run_by
+                study, None, None, directory, references, run_by=run_by
             ).complete
         elif isinstance(plan, AblatePlan):
             complete = run_ablation(plan, None, None, directory, run_by).complete

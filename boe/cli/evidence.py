@@ -101,7 +101,8 @@ def compare(
         batch_size=batch,
         traced=traced,
     )
-    if not run_comparison(study, json, plot, output, reference, mauve).complete:
+    references = () if reference is None else (reference,)
+    if not run_comparison(study, json, plot, output, references, mauve).complete:
         raise KeyboardInterrupt
 
 

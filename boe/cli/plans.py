@@ -25,7 +25,7 @@ _TRUTH = ("mass", "max_tokens", "grid", "chunk")
 @dataclass(frozen=True)
 class ComparePlan:
     study: Study
-    reference: str | None = None
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,11 @@ def _compare(content: Mapping[str, Any]) -> ComparePlan:
         groups.append(
             Group(tuple(group["samplers"]), settings_of(_plain(options)), group.get("curve"))
         )
-    return ComparePlan(_study(content, tuple(groups)), content.get("reference"))
+    named = content.get("reference", [])
+    references = (named,) if isinstance(named, str) else tuple(named)
+    if not all(isinstance(name, str) for name in references):
+        raise ValueError(f"reference must be the name of a curve, or several, got {named!r}")
+    return ComparePlan(_study(content, tuple(groups)), references)
 
 
 def _ablate(content: Mapping[str, Any]) -> AblatePlan:

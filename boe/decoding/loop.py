@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from boe import defaults
 from boe.canvas import Canvas
 from boe.decoding.decoder import Decoder
 from boe.decoding.forwards import Forwards
@@ -33,7 +34,7 @@ from boe.samplers.tokens import Tokens, check_temperature
 def generate(
     denoiser: Denoiser,
     canvas: Canvas | Tensor | Sequence[Tensor],
-    sampler: Policy | Strategy | str = "boe",
+    sampler: Policy | Strategy | str = defaults.SAMPLER,
     *,
     budget: Budget | None = None,
     block_length: int | None = None,
@@ -63,7 +64,9 @@ def generate(
         denoiser: the model.
         canvas: sequences of int64 ids that hold the model's mask id, of any lengths, on
             the model's device.
-        sampler: a strategy, or its specification (:func:`boe.samplers.sampler_from`).
+        sampler: a strategy, or its specification (:func:`boe.samplers.sampler_from`). By default
+            (:data:`boe.defaults.SAMPLER`) nearly certain tokens go at once, whatever the
+            budget; ``"boe"`` keeps to it.
         budget: tokens per step; one by default. Adaptive counts reveal at least as many;
             policies with a time of their own take as many steps as it plans.
         block_length: decode block by block from the first mask on (semi-autoregressive):

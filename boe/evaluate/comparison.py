@@ -118,7 +118,7 @@ class Comparison:
     """A run's results. ``complete`` is False after an interruption.
 
     Attributes:
-        equal_cost: all curves at the costs of the reference's settings, by axis.
+        equal_cost: all curves at the costs of each reference's settings, by axis.
         records: all of them, or none where they were left out of the file.
         text: measures of all texts together, where the task writes prose.
     """
@@ -154,11 +154,11 @@ class Comparison:
         return content
 
 
-def analyse(run: Run, reference: str | None = None) -> Comparison:
+def analyse(run: Run, references: Sequence[str] = ()) -> Comparison:
     """Summaries, paired tests and readings at equal cost of a run.
 
     Args:
-        reference: the curve whose costs the others are read off at; by default
+        references: the curves whose costs the others are read off at; by default
             ``confidence``, or the first.
     """
     outcomes = outcomes_of(run.records)
@@ -166,12 +166,13 @@ def analyse(run: Run, reference: str | None = None) -> Comparison:
     named = _curves(outcomes, curves)
     levels: list[Level] = []
     names = [curve.name for curve in named]
-    if reference is None and names:
-        reference = "confidence" if "confidence" in names else names[0]
-    # An interrupted run may not have come to the reference.
-    if reference in names:
-        for axis in AXES:
-            levels += equal_cost(named, reference, axis)
+    if not references:
+        references = ["confidence"] if "confidence" in names else names[:1]
+    for axis in AXES:
+        for reference in references:
+            # An interrupted run may not have come to it.
+            if reference in names:
+                levels += equal_cost(named, reference, axis)
     return Comparison(
         run.study,
         run.environment,

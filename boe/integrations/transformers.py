@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from boe import defaults
 from boe.decoding import FrontLoaded, Item, TokensPerStep, generate
 from boe.denoisers.base import Denoiser
 from boe.denoisers.transformers_model import TransformersDenoiser
@@ -51,7 +52,7 @@ def boe_generate(
     generation_config: GenerationConfig,
     synced_gpus: bool = False,
     streamer: Any = None,
-    sampler: str | Policy | Strategy = "boe",
+    sampler: str | Policy | Strategy = defaults.SAMPLER,
     steps: int | None = None,
     block_length: int | None = None,
     guidance: float = 0.0,

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
+from boe import defaults
 from boe.decoding.setbacks import check_failures
 from boe.denoisers.base import Engine
 from boe.denoisers.placement import check_compilation
@@ -67,7 +68,7 @@ class EvaluationSettings:
     """
 
     pretrained: str
-    sampler: str = "boe"
+    sampler: str = defaults.SAMPLER
     engine: str | None = None
     gen_length: int | None = None
     steps: int | None = None

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from boe.samplers.base import Count, Step, ranked_order
 
+# Probabilities held at once.
+_ELEMENTS = 1 << 24
+
 
 @dataclass(frozen=True)
 class OverlapBound(Count):
@@ -88,9 +91,12 @@ class OverlapBound(Count):
             entropy: float64 (B, P), in that order, 0 at slots that do not count.
         """
         cosines = []
-        # Sequence by sequence: probabilities of a whole batch may not fit.
-        for row, slots in zip(logits, order, strict=True):
-            p = torch.nn.functional.normalize(row[slots].float().softmax(dim=-1), dim=-1)
-            cosines.append(p @ p.T)
-        share = self.share + (1.0 - self.share) * torch.stack(cosines).double()
+        # So many sequences at a time: probabilities of a whole batch may not fit.
+        size = max(1, _ELEMENTS // max(1, order.shape[1] * logits.shape[2]))
+        for part, slots in zip(logits.split(size), order.split(size), strict=True):
+            rows = torch.arange(len(part), device=part.device).unsqueeze(1)
+            p = part[rows, slots].float().softmax(dim=-1)
+            p = p / p.norm(dim=-1, keepdim=True)
+            cosines.append(p @ p.mT)
+        share = self.share + (1.0 - self.share) * torch.cat(cosines).double()
         return share * torch.minimum(entropy.unsqueeze(1), entropy.unsqueeze(2))

@@ -84,6 +84,23 @@ def test_the_reference_is_a_choice(tmp_path: Path) -> None:
     assert {level["reference"] for level in json.loads(path.read_text())["equal_cost"]} == {BOE}
 
 
+def test_a_plan_may_name_several_references(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        'task = "fake"\nitems = 2\nreference = ["confidence", "entropy"]\n'
+        '[[group]]\nsamplers = ["confidence", "entropy"]\ntokens_per_step = [1, 2]\n'
+    )
+    run("eval", plan)
+    levels = json.loads((tmp_path / "comparison.json").read_text())["equal_cost"]
+    assert [level["reference"] for level in levels if level["axis"] == "flop_equiv"] == [
+        *("confidence", "confidence", "entropy", "entropy")
+    ]
+    plan.write_text(plan.read_text().replace('["confidence", "entropy"]', "[1, 2]", 1))
+    assert "reference must be the name of a curve, or several, got [1, 2]" in str(
+        invoke("eval", plan).exception
+    )
+
+
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     result = invoke(*COMPARE, "--output", tmp_path / "out")

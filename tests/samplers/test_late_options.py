@@ -20,6 +20,7 @@ from boe.samplers import Lookahead, Verifier
         ("lookahead", "lookahead:joint=true", "joint=True"),
         ("entropy", "entropy+verified", "verifier=Verifier"),
         ("entropy", "entropy+delayed", "cache=DelayedCache(refresh=None)"),
+        ("entropy+eb", "entropy+eb+deadline", "deadline=Deadline()"),
     ],
 )
 def test_a_late_option_is_shown_where_it_is_set_and_nowhere_else(plain, spec, shown) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from boe import TokensPerStep, generate
 from boe.canvas import Canvas
 from boe.denoisers.base import Prediction
-from boe.samplers import Entropy, OverlapBound, Strategy
+from boe.samplers import Entropy, OverlapBound, Strategy, overlapping
 
 HALF = math.log(2)
 """Entropy of a fair choice between two tokens, nats."""
@@ -142,6 +142,21 @@ def test_a_sequence_counts_the_same_in_a_batch_whose_padding_holds_anything() ->
     for canvas, item in zip(canvases, together.items, strict=True):
         alone = generate(denoiser, canvas, "overlap:gamma=0.8").items[0]
         assert alone.account.nfe_forward == item.account.nfe_forward
+
+
+def test_a_large_batch_is_counted_part_by_part_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of_choices([[1, 2], [2, 3], [4], [1, 3], [5, 6]])
+    # Each sequence lacks another of the five masks.
+    canvas = torch.full((5, 5), MASK) + 6 * torch.eye(5, dtype=torch.int64)
+
+    def steps() -> list[list[list[int]]]:
+        done = generate(FakeDenoiser(table), canvas, "overlap:gamma=0.8", trajectory=True)
+        return [[r.revealed.tolist() for r in item.trajectory] for item in done.items]
+
+    whole = steps()
+    assert len({str(rows) for rows in whole}) == 5
+    monkeypatch.setattr(overlapping, "_ELEMENTS", 2 * 4 * table.shape[1])
+    assert steps() == whole
 
 
 def test_boe_takes_no_gradient_where_the_count_finds_the_whole_budget() -> None:
