@@ -69,6 +69,7 @@ def decoded(denoiser: Any) -> list[list[int]]:
         {"sampler": "confidence"},
         {"sampler": "boe"},
         {"sampler": "boe:bridges=0.5"},
+        {"sampler": "boe+delayed"},
         {"sampler": "boe", "temperature": 1.0, "seed": 3},
     ]
     return [
