@@ -63,7 +63,9 @@ class OverlapBound(Count):
 
     def ready(self, step: Step) -> Tensor | None:
         entropy = step.stats.entropy.double()
-        order = ranked_order(-entropy, step.eligible)
+        # Eligible positions come first, and no row has more of them.
+        longest = max((clock.left for clock in step.clocks), default=0)
+        order = ranked_order(-entropy, step.eligible)[:, : max(longest, 1)]
         offered = step.eligible.gather(1, order)
         joins = offered & (step.proposal_probability.gather(1, order) >= self.floor)
         entropy = entropy.gather(1, order).masked_fill(~offered, 0.0)
@@ -73,14 +75,13 @@ class OverlapBound(Count):
         spent = torch.zeros_like(entropy[:, 0])
         ignored = shared[:, 0].clone()
         # A position's cost depends on which were taken before it, so they go one by one.
-        longest = max((clock.left for clock in step.clocks), default=0)
-        for place in range(1, min(longest, order.shape[1])):
+        for place in range(1, order.shape[1]):
             cost = torch.minimum(entropy[:, place], ignored[:, place])
             fits = joins[:, place] & (spent + cost <= self.gamma)
             taken[:, place] = fits
             spent = spent + torch.where(fits, cost, 0.0)
             ignored = ignored + torch.where(fits.unsqueeze(1), shared[:, place], 0.0)
-        return torch.zeros_like(taken).scatter(1, order, taken)
+        return torch.zeros_like(step.eligible).scatter(1, order, taken)
 
     def _shared_information(self, logits: Tensor, order: Tensor, entropy: Tensor) -> Tensor:
         """What each pair of slots is charged, float64 (B, P, P) in ``order``, nats.
@@ -96,7 +97,7 @@ class OverlapBound(Count):
         for part, slots in zip(logits.split(size), order.split(size), strict=True):
             rows = torch.arange(len(part), device=part.device).unsqueeze(1)
             p = part[rows, slots].float().softmax(dim=-1)
-            p = p / p.norm(dim=-1, keepdim=True)
+            p /= p.norm(dim=-1, keepdim=True)
             cosines.append(p @ p.mT)
         share = self.share + (1.0 - self.share) * torch.cat(cosines).double()
         return share * torch.minimum(entropy.unsqueeze(1), entropy.unsqueeze(2))
