@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.denoisers.base import take_rows
 from boe.samplers.base import Count, Step, ranked_order
 
 # Probabilities held at once.
@@ -95,8 +96,7 @@ class OverlapBound(Count):
         # So many sequences at a time: probabilities of a whole batch may not fit.
         size = max(1, _ELEMENTS // max(1, order.shape[1] * logits.shape[2]))
         for part, slots in zip(logits.split(size), order.split(size), strict=True):
-            rows = torch.arange(len(part), device=part.device).unsqueeze(1)
-            p = part[rows, slots].float().softmax(dim=-1)
+            p = take_rows(part, slots).float().softmax(dim=-1)
             p /= p.norm(dim=-1, keepdim=True)
             cosines.append(p @ p.mT)
         share = self.share + (1.0 - self.share) * torch.cat(cosines).double()

@@ -11,13 +11,13 @@ import torch
 from counted_rows import published
 from foreign_models import MASK as FOREIGN_MASK
 from foreign_models import ForeignModel
-from published_checkpoints import MASK, WORDS
+from published_checkpoints import MASK, WORDS, Published
 from tiny_models import ARCHITECTURES, random_words, tiny_denoiser
 from torch import Tensor
 
 from boe.canvas import Canvas
 from boe.denoisers import GradientRequest, UnsupportedModel
-from boe.denoisers.base import take_rows
+from boe.denoisers.base import EntropyGradient, take_rows
 from boe.denoisers.intercepted_model import InterceptedDenoiser
 from boe.denoisers.windowed import LayerMemory
 from boe_kernels import pad_rows
@@ -107,6 +107,29 @@ def test_a_prefix_that_was_left_by_other_tokens_is_noticed() -> None:
     assert float((fresh - stale.logits)[..., WRITABLE].abs().max()) > 1e-3
 
 
+def assert_gradient_by_hand(model: Published, ours: EntropyGradient, alpha: float) -> None:
+    """``ours`` at CANDIDATES, of the entropies at PROBES, is what autograd makes of the
+    hand-written network."""
+    shift = model.denoiser.facts.logits_shift
+    embeds = model.embeds(MASKED.ids)
+    z = take_rows(model.logits(embeds, MASKED.valid), CANDIDATES + shift)
+    delta = z.softmax(dim=-1) @ model.table - model.table[MASK]
+    leaf = embeds.clone()
+    for row in range(2):
+        leaf[row, CANDIDATES[row, 0]] += alpha * delta[row, 0]
+    leaf.requires_grad_()
+    logp = take_rows(model.logits(leaf, MASKED.valid), PROBES + shift).log_softmax(dim=-1)
+    entropy = -(logp.exp() * logp.clamp_min(-1e30)).sum(dim=(1, 2))
+    (grad,) = torch.autograd.grad(entropy.sum(), leaf)
+    for mine, theirs in (
+        (ours.gradient, take_rows(grad, CANDIDATES)),
+        (ours.delta, delta),
+        (ours.surrogate, entropy.detach()),
+    ):
+        assert float(theirs.norm()) > 1e-3
+        assert float((mine - theirs).norm()) <= 1e-9 * float(theirs.norm())
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 @pytest.mark.parametrize("name", ["sdar", "sdar_moe"])
 def test_the_gradient_at_a_kept_prefix_is_that_of_the_hand_written_network(
@@ -121,23 +144,7 @@ def test_the_gradient_at_a_kept_prefix_is_that_of_the_hand_written_network(
     ours = model.denoiser.entropy_gradient(prediction, request)
     assert ours.forwards == 0
     assert ours.replayed_rows.tolist() == [4, 4]
-    embeds = model.embeds(MASKED.ids)
-    z = take_rows(model.logits(embeds, MASKED.valid), CANDIDATES)
-    delta = z.softmax(dim=-1) @ model.table - model.table[MASK]
-    leaf = embeds.clone()
-    for row in range(2):
-        leaf[row, CANDIDATES[row, 0]] += alpha * delta[row, 0]
-    leaf.requires_grad_()
-    logp = take_rows(model.logits(leaf, MASKED.valid), PROBES).log_softmax(dim=-1)
-    entropy = -(logp.exp() * logp.clamp_min(-1e30)).sum(dim=(1, 2))
-    (grad,) = torch.autograd.grad(entropy.sum(), leaf)
-    for mine, theirs in (
-        (ours.gradient, take_rows(grad, CANDIDATES)),
-        (ours.delta, delta),
-        (ours.surrogate, entropy.detach()),
-    ):
-        assert float(theirs.norm()) > 1e-3
-        assert float((mine - theirs).norm()) <= 1e-9 * float(theirs.norm())
+    assert_gradient_by_hand(model, ours, alpha)
 
 
 def test_what_was_left_can_be_cut_to_some_sequences() -> None:
@@ -244,23 +251,7 @@ def test_the_gradient_beside_stale_rows_takes_their_keys_and_values_for_constant
         return attention(q, k, v, *rest)
 
     monkeypatch.setattr(published_references, "attention", kept)
-    embeds = model.embeds(MASKED.ids)
-    z = take_rows(model.logits(embeds, MASKED.valid), CANDIDATES + shift)
-    delta = z.softmax(dim=-1) @ model.table - model.table[MASK]
-    leaf = embeds.clone()
-    for row in range(2):
-        leaf[row, CANDIDATES[row, 0]] += alpha * delta[row, 0]
-    leaf.requires_grad_()
-    logp = take_rows(model.logits(leaf, MASKED.valid), PROBES + shift).log_softmax(dim=-1)
-    entropy = -(logp.exp() * logp.clamp_min(-1e30)).sum(dim=(1, 2))
-    (grad,) = torch.autograd.grad(entropy.sum(), leaf)
-    for mine, theirs in (
-        (ours.gradient, take_rows(grad, CANDIDATES)),
-        (ours.delta, delta),
-        (ours.surrogate, entropy.detach()),
-    ):
-        assert float(theirs.norm()) > 1e-3
-        assert float((mine - theirs).norm()) <= 1e-9 * float(theirs.norm())
+    assert_gradient_by_hand(model, ours, alpha)
 
 
 @pytest.mark.parametrize("keep", ["attention", "graph", "dense_graph"])
