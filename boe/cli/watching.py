@@ -18,6 +18,7 @@ from boe.evaluate.player.page import write_page
 from boe.evaluate.player.scene import Film, Scene, film_item, film_text
 from boe.evaluate.settings import Setting
 from boe.prompting import prompt_ids
+from boe.samplers import Strategy, sampler_from
 from boe.tasks.sudoku.grid import Grid
 from boe.tasks.sudoku.task import SudokuTask, load_denoiser, puzzle_item
 
@@ -211,7 +212,7 @@ def decode_puzzle(
     return generate(
         load_denoiser(),
         puzzle_item(0, clues).canvas,
-        sampler,
+        Strategy.of(sampler_from(sampler)).keeping_to(SudokuTask("hard").violated),
         budget=TokensPerStep(tokens_per_step),
         temperature=temperature,
         seed=seed,

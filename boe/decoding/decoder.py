@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from boe.canvas import Canvas
+from boe.decoding.backtracking import Verdict, go_back, judge, without_excluded
 from boe.decoding.batch import BatchState, column, gather, ready_row, view_of
 from boe.decoding.draws import Draws
 from boe.decoding.forwards import Forwards
@@ -76,7 +77,7 @@ class Decoder:
         while live:
             began = time.perf_counter()
             try:
-                step, move, cost = self._step(live, state)
+                step, move, cost, verdict = self._step(live, state)
             except torch.OutOfMemoryError as error:
                 if len(live) == 1:
                     error.add_note(alone(live[0].number, state.canvas.length))
@@ -88,12 +89,14 @@ class Decoder:
                 # Only now: what a step that failed put into its memory is forgotten.
                 state.memory = step.memory
                 state.kept = cost.kept
+                if verdict is not None:
+                    move = go_back(live, state, step, move, verdict)
                 changed = self._write(live, state, step, move)
                 seconds = (time.perf_counter() - began) / len(live)
                 self._charge(live, state.canvas, cost, move.scores.cost, seconds)
                 self._tell(live, state, step, move, changed)
                 # What the prediction kept must not be held through the next one.
-                del step, move
+                del step, move, verdict
                 staying = [k for k, row in enumerate(live) if not (row.done or pause(row))]
                 live, state = self._part_with(live, state, staying)
                 continue
@@ -130,7 +133,7 @@ class Decoder:
         for k, row in enumerate(live):
             self._lend(row, step, move, k, changed[k])
             if row.item.trajectory is not None:
-                row.item.trajectory.append(record_of(step, move, k))
+                row.item.trajectory.append(record_of(step, move, k, row.returned))
             if self.on_step is not None and row.reports:
                 row.item.ids = state.canvas.ids[k, : state.canvas.lengths[k]]
                 self.on_step(row.number, row.item)
@@ -170,14 +173,19 @@ class Decoder:
         """The rows' random generators for one purpose of their next step."""
         return Draws(rows, self.seed, purpose, self.forwards.denoiser.device)
 
-    def _step(self, live: list[Row], state: BatchState) -> tuple[Step, Move, Predicted]:
-        """Predict and decide; also what the prediction took."""
+    def _step(
+        self, live: list[Row], state: BatchState
+    ) -> tuple[Step, Move, Predicted, Verdict | None]:
+        """Predict and decide; also what the prediction took, and which rows are to go back."""
         strategy, device = self.strategy, state.canvas.ids.device
         view = view_of(live, state, self.strategy, self.forwards.denoiser.facts, self.cache)
         # Where all eligible positions will be revealed there is nothing to score.
         choice = any(c.left > c.change > 0 and strategy.steers(c) for c in view.clocks)
         keep = strategy.keep if choice else "nothing"
         prediction, cost = predict(self.forwards, self.cache, live, state, view, keep)
+        seen, backtrack = prediction, strategy.backtrack
+        if backtrack is not None:
+            prediction, refuted = without_excluded(seen, live, view.masked, backtrack.sure)
         draws = self.draws(live, "tokens")
         proposal = propose(prediction, self.tokens, draws, strategy.which.noised)
         _check_stats(live, view.positions, proposal.stats)
@@ -204,7 +212,10 @@ class Decoder:
             forwards=self.forwards,
             discarded=self._discarded(view.positions, state),
         )
-        return step, strategy.move(step), cost
+        move, verdict = strategy.move(step), None
+        if backtrack is not None:
+            verdict = judge(backtrack, live, step, move, seen, refuted)
+        return step, move, cost, verdict
 
     def _delayed(self, tokens: Tensor) -> Tensor | None:
         if not self.delayed:
@@ -219,8 +230,8 @@ class Decoder:
 
     def _write(self, live: list[Row], state: BatchState, step: Step, move: Move) -> list[bool]:
         """Write the move into the canvas and note what is left; which rows changed."""
-        canvas = state.canvas
-        changed = move.reveal.any(dim=1)
+        canvas, device = state.canvas, state.canvas.ids.device
+        changed = move.reveal.any(dim=1) | column([r.corrects for r in live], device).squeeze(1)
         canvas.ids.copy_(step.written(canvas.ids, move.reveal, move.tokens))
         if move.remask is not None:
             canvas.ids.masked_fill_(move.remask, self.mask_id)
@@ -230,10 +241,9 @@ class Decoder:
             gained = torch.where(move.reveal, log_p, 0.0).sum(dim=1).tolist()
             for row, more in zip(live, gained, strict=True):
                 row.log_likelihood += more
-        device = canvas.ids.device
         masked = canvas.masked(self.mask_id)
         here = torch.arange(canvas.length, device=device)
-        end = column([clock.end for clock in step.clocks], device)
+        end = column([row.blocks[0].end for row in live], device)
         left = (masked & (here < end)).sum(dim=1)
         news = [left, changed.long()]
         if self.stop:
@@ -247,7 +257,8 @@ class Decoder:
         known = facts.tolist()
         for k, (row, (now_left, _, *others)) in enumerate(zip(live, known, strict=True)):
             try:
-                row.advance(now_left)
+                if row.returned is None or row.corrects:
+                    row.advance(now_left)
             except RuntimeError as error:
                 self._fail(row, error)
             ends = [others.pop(0)] if self.stop else []
@@ -267,6 +278,8 @@ class Decoder:
             return 0
         if row.done:
             return prefix if row.item.end is None else row.item.end
+        if row.guesses:
+            return min(prefix, row.guesses[0].prefix)
         return min(prefix, row.blocks[0].start) if self.strategy.takes_back else prefix
 
     def _lend(self, row: Row, step: Step, move: Move, k: int, changed: bool) -> None:

@@ -6,7 +6,7 @@ The kinds of cache are in :mod:`boe.samplers.caching`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,17 @@ class Kept:
             ids,
             tuple(self.leading[row] for row in rows),
             tuple(self.since[row] for row in rows),
+        )
+
+    def back_to(self, starts: dict[int, int]) -> Kept:
+        """For rows whose tokens from before were taken back, to a block with that start.
+
+        The next forward of these rows is whole where keys and values are approximations.
+        """
+        return replace(
+            self,
+            leading=tuple(min(n, starts.get(k, n)) for k, n in enumerate(self.leading)),
+            since=tuple(0 if k in starts else n for k, n in enumerate(self.since)),
         )
 
 
@@ -98,7 +109,7 @@ class RunPlan:
             whole = is_whole(cache, kept, k)
             if isinstance(cache, ExactCache):
                 # From the block before on, whose last step was run with masks in it.
-                bounds.append((before, min(clock.end, length)))
+                bounds.append((min(before, start), min(clock.end, length)))
             elif isinstance(cache, PrefixCache):
                 # A new block computes everything anew.
                 whole = whole or before != start

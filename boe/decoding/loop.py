@@ -125,8 +125,8 @@ def generate(
     """
     canvas = Canvas.of(canvas)
     strategy = Strategy.of(sampler_from(sampler) if isinstance(sampler, str) else sampler)
-    if strategy.verifier is not None:
-        strategy.verifier.checked()
+    for ruled in strategy.ruled:
+        ruled.checked()
     budget = TokensPerStep(1) if budget is None else budget
     tokens = _tokens(strategy, temperature, top_p)
     for name, value in (("block_length", block_length), ("batch_size", batch_size)):

@@ -38,6 +38,29 @@ class Block:
     deadline: Deadline | None = None
 
 
+@dataclass(frozen=True)
+class Guess:
+    """A write that may have been wrong, and where the row stood before it.
+
+    Attributes:
+        position, token: what was written there, and its least probable token.
+        other: the token that is certain there once ``token`` is excluded, if one is.
+        masked: bool (L,), the masks before it, the first of which is behind ``prefix`` ids.
+        excluded: tokens that were excluded before it, as in :class:`Row`.
+        blocks, index, left: as in :class:`Row`.
+    """
+
+    position: int
+    token: int
+    other: int | None
+    masked: Tensor
+    prefix: int
+    excluded: tuple[tuple[int, int], ...]
+    blocks: list[Block]
+    index: int
+    left: int
+
+
 @dataclass
 class Row:
     """One sequence being decoded.
@@ -54,6 +77,9 @@ class Row:
         memory: what the policy remembers, while the row is out of the batch.
         log_likelihood: Σ ln p of the tokens revealed so far, where it is asked for.
         reports: whether its steps are told to the caller.
+        guesses: what can be taken back, the latest last, and returns: how often it was.
+        excluded: (position, token) pairs that were tried and found wrong.
+        returned: the guess that the last step came back to, if it did.
     """
 
     item: Item
@@ -68,6 +94,10 @@ class Row:
     memory: RowMemory = field(default_factory=dict)
     log_likelihood: float = 0.0
     reports: bool = True
+    guesses: list[Guess] = field(default_factory=list)
+    returns: int = 0
+    excluded: tuple[tuple[int, int], ...] = ()
+    returned: Guess | None = None
 
     def __post_init__(self) -> None:
         self.left = self.blocks[0].masks if self.blocks else 0
@@ -98,6 +128,23 @@ class Row:
             start=block.start,
             end=block.end,
         )
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the last step wrote another token in the place of a guess."""
+        return self.returned is not None and self.returned.other is not None
+
+    def can_go_back(self, limit: int) -> bool:
+        """Whether there is a guess to take back, and fewer than ``limit`` were."""
+        return bool(self.guesses) and self.returns < limit
+
+    def go_back(self) -> Guess:
+        """Stand where the row stood before its latest guess, which is excluded now."""
+        guess = self.returned = self.guesses.pop()
+        self.returns += 1
+        self.excluded = (*guess.excluded, (guess.position, guess.token))
+        self.blocks, self.index, self.left = guess.blocks, guess.index, guess.left
+        return guess
 
     def advance(self, left: int) -> None:
         """Note a step after which ``left`` masks are left in the current block.

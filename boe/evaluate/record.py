@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from boe.decoding import Generation, Item, generate
 from boe.denoisers.base import Denoiser
 from boe.evaluate.settings import Setting
 from boe.evaluate.study import Cell
-from boe.samplers import Strategy, Verifier, sampler_from
+from boe.samplers import Strategy, sampler_from
 from boe.tasks import Task, TaskItem
 
 COSTS = ("nfe_forward", "n_backward", "flop_equiv", "seconds")
@@ -168,13 +168,13 @@ def run_cell(
 
     Args:
         numbers: of the items, which seed their draws.
-        task: whose rule a sampler that is "verified" keeps to.
+        task: whose rule a sampler keeps to that needs one ("verified", "backtrack").
         options: further arguments of :func:`boe.generate`.
     """
     setting = cell.setting
     strategy = Strategy.of(sampler_from(cell.sampler))
-    if strategy.verifier is not None and task is not None:
-        strategy = replace(strategy, verifier=Verifier(task.violated))
+    if strategy.ruled and task is not None:
+        strategy = strategy.keeping_to(task.violated)
     return generate(
         denoiser,
         [canvas.to(denoiser.device) for canvas in canvases],

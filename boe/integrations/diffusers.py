@@ -124,7 +124,8 @@ class BoEScheduler(BlockRefinementScheduler):
         seed: of the draws, where the pipeline is given no generator.
 
     Raises:
-        ValueError: a strategy that takes tokens back, has particles or does not rank.
+        ValueError: a strategy that takes tokens back, does not rank, or has particles, a cache,
+            a deadline or backtracking.
     """
 
     @register_to_config
@@ -147,8 +148,9 @@ class BoEScheduler(BlockRefinementScheduler):
         self.strategy = Strategy.of(sampler_from(sampler))
         if not isinstance(self.strategy.which, Sampler) or self.strategy.takes_back:
             raise ValueError(f"sampler must rank positions and take none back, got {sampler!r}")
-        if self.strategy.particles is not None:
-            raise ValueError(f"a scheduler has no particles, got sampler={sampler!r}")
+        for part in ("particles", "cache", "deadline", "backtrack"):
+            if getattr(self.strategy, part) is not None:
+                raise ValueError(f"a scheduler has no {part}, got sampler={sampler!r}")
         self._model: DenoiserModel | None = None
         self._memory = Memory()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from boe.samplers.ancestral import DFM, SEDD, Ancestral
+from boe.samplers.backtracking import Backtrack
 from boe.samplers.base import Count, Policy, Remask, Sampler, choose
 from boe.samplers.boe import BoE
 from boe.samplers.budgets import Budget, Cosine, FrontLoaded, TokensPerStep
@@ -45,6 +46,7 @@ __all__ = [
     "SMC",
     "Ancestral",
     "BackgroundFrequencies",
+    "Backtrack",
     "BoE",
     "Budget",
     "Clock",

@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
 from boe.samplers.ancestral import DFM, SEDD, Ancestral
+from boe.samplers.backtracking import Backtrack
 from boe.samplers.base import Count, Policy, Remask
 from boe.samplers.boe import BoE
 from boe.samplers.caching import KV_CACHES, KVCache
@@ -31,7 +32,7 @@ from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens
 from boe.samplers.verifying import Verifier
 
-Part = Policy | Count | Remask | Particles | Tokens | Verifier | KVCache | Deadline
+Part = Policy | Count | Remask | Particles | Tokens | Verifier | Backtrack | KVCache | Deadline
 
 SAMPLERS: dict[str, type[Policy]] = {
     kind.name: kind
@@ -98,7 +99,8 @@ def spec_of(strategy: Policy | Strategy) -> str:
         return _text(strategy)
     parts = (
         *(strategy.count, strategy.tokens, strategy.remask),
-        *(strategy.particles, strategy.verifier, strategy.cache, strategy.deadline),
+        *(strategy.particles, strategy.verifier, strategy.backtrack),
+        *(strategy.cache, strategy.deadline),
     )
     return "+".join([_text(strategy.which), *(_text(part) for part in parts if part is not None)])
 
@@ -106,7 +108,7 @@ def spec_of(strategy: Policy | Strategy) -> str:
 def _kind_of(text: str, spec: str) -> type[Part]:
     kinds: dict[str, type[Part]] = {
         **{**COUNTS, **REMASKS, **PARTICLES},
-        **{Tokens.name: Tokens, Verifier.name: Verifier, Deadline.name: Deadline},
+        **{kind.name: kind for kind in (Tokens, Verifier, Backtrack, Deadline)},
         **KV_CACHES,
     }
     name = text.partition(":")[0]
@@ -122,7 +124,7 @@ def _place(part: Part) -> str:
     places: tuple[tuple[type, str], ...] = (
         *((Count, "count"), (Remask, "remask")),
         *((Particles, "particles"), (Verifier, "verifier"), (KVCache, "cache")),
-        (Deadline, "deadline"),
+        *((Backtrack, "backtrack"), (Deadline, "deadline")),
     )
     for kind, place in places:
         if isinstance(part, kind):

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 from boe.denoisers.base import Keep
 from boe.samplers.ancestral import Ancestral
+from boe.samplers.backtracking import Backtrack
 from boe.samplers.base import Clock, Count, Move, Policy, Remask, Sampler, Step, choose
 from boe.samplers.caching import KVCache, cache_named
 from boe.samplers.late_options import repr_of
 from boe.samplers.pacing import Deadline
 from boe.samplers.particles import Particles
 from boe.samplers.remdm import Renoise
+from boe.samplers.rules import Ruled, Violated
 from boe.samplers.tokens import Tokens
 from boe.samplers.verifying import Verifier
 
@@ -33,6 +35,8 @@ class Strategy:
         cache: which keys and values are kept from step to step; none if ``None``.
         deadline: with a count, what its running ahead of the budget's plan is worth to later
             steps; nothing if ``None``.
+        backtrack: when a guess is taken back; never if ``None``. With policies that rank
+            positions, and nothing else that takes tokens back or makes them wait.
 
     Raises:
         ValueError: parts that do not go together.
@@ -46,9 +50,10 @@ class Strategy:
     verifier: Verifier | None = None
     cache: KVCache | None = None
     deadline: Deadline | None = None
+    backtrack: Backtrack | None = None
 
     def __repr__(self) -> str:
-        return repr_of(self, ("verifier", "cache", "deadline"))
+        return repr_of(self, ("verifier", "cache", "deadline", "backtrack"))
 
     def __post_init__(self) -> None:
         if not isinstance(self.which, Policy):
@@ -69,17 +74,22 @@ class Strategy:
                 "is taken back"
             )
 
-        if self.verifier is not None:
+        for part in self.ruled:
             if not isinstance(self.which, Sampler):
                 raise ValueError(
-                    f"verifier needs a policy that ranks positions; {name} decides itself what "
+                    f"{part.name} needs a policy that ranks positions; {name} decides itself what "
                     "it reveals"
                 )
             if self.remask is not None:
                 raise ValueError(
-                    f"verifier does not go with remask={self.remask.name!r}, which needs as many "
-                    "reveals as it takes tokens back"
+                    f"{part.name} does not go with remask={self.remask.name!r}, which counts what "
+                    "it reveals and takes back"
                 )
+        if self.backtrack is not None and any((self.verifier, self.particles)):
+            raise ValueError(
+                "backtrack goes back where the rule is broken and decodes one trajectory: it does "
+                "not go with verified, which writes what breaks the rule last, or with particles"
+            )
 
         if self.deadline is not None and (self.count is None or self.remask is not None):
             raise ValueError(
@@ -101,6 +111,20 @@ class Strategy:
         if kv_cache is not None or self.cache is None:
             return cache_named(kv_cache or "none", refresh)
         return self.cache if refresh is None else replace(self.cache, refresh=refresh)
+
+    @property
+    def ruled(self) -> tuple[Ruled, ...]:
+        """The parts that need a rule."""
+        return tuple(part for part in (self.verifier, self.backtrack) if part is not None)
+
+    def keeping_to(self, violated: Violated) -> Strategy:
+        """This strategy with a rule for the parts that need one and have none."""
+        verifier, backtrack = self.verifier, self.backtrack
+        if verifier is not None and verifier.violated is None:
+            verifier = replace(verifier, violated=violated)
+        if backtrack is not None and backtrack.violated is None:
+            backtrack = replace(backtrack, violated=violated)
+        return replace(self, verifier=verifier, backtrack=backtrack)
 
     @property
     def keep(self) -> Keep:

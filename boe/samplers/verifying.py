@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,15 +9,12 @@ import torch
 from torch import Tensor
 
 from boe.canvas import Canvas
+from boe.samplers.rules import Ruled
 from boe.samplers.step import Move, Step, ranked_order
-
-Violated = Callable[[Canvas], Tensor]
-"""Tells of each canvas, bool (B,), whether what is written in it breaks a rule already. Masks
-break none."""
 
 
 @dataclass(frozen=True)
-class Verifier:
+class Verifier(Ruled):
     """Reveal no token that breaks the task's rule while there is another one to reveal.
 
     Ours, for the open question of the TABES paper about verifier signals. The positions of a
@@ -28,14 +24,7 @@ class Verifier:
     ranking are tried; where nothing else can be revealed, what the rule rejects is. A canvas
     that is broken already is left to the ranking. Costs no forward. It sees what no other
     sampler here sees: compare it with others that have it.
-
-    Attributes:
-        violated: the rule, given canvases in which a write is tried. ``None`` stands for the
-            rule of the task, in specification strings ("verified"): ``boe compare`` and
-            ``boe eval`` put it in; :func:`boe.generate` refuses it.
     """
-
-    violated: Violated | None = None
 
     name: ClassVar[str] = "verified"
 
@@ -74,19 +63,6 @@ class Verifier:
         reveal = torch.where(unbroken.unsqueeze(1), reveal, move.reveal)
         parts = {**move.scores.parts, "rejected": move.reveal & ~reveal}
         return replace(move, reveal=reveal, scores=replace(move.scores, parts=parts))
-
-    def checked(self) -> Violated:
-        """The rule.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.violated is None:
-            raise ValueError(
-                "verified needs a rule, and this decode has no task to take it from: pass "
-                "Strategy(..., verifier=Verifier(violated))"
-            )
-        return self.violated
 
 
 def _order(step: Step, move: Move) -> Tensor:

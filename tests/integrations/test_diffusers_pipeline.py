@@ -126,6 +126,9 @@ def test_a_scheduler_is_restored_from_its_configuration(tmp_path: Path) -> None:
         ("p2", "must rank positions and take none back"),
         ("confidence+remdm-cap", "must rank positions and take none back"),
         ("confidence+smc:every=2", "has no particles"),
+        ("confidence+delayed", "has no cache"),
+        ("eb+deadline", "has no deadline"),
+        ("confidence+backtrack", "has no backtrack"),
     ],
 )
 def test_strategies_that_a_scheduler_cannot_run_are_refused(sampler: str, message: str) -> None:

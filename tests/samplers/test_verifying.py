@@ -131,9 +131,9 @@ def test_a_specification_names_the_tasks_rule_and_needs_one() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("lookum+verified", "verifier needs a policy that ranks positions; lookum decides"),
-        ("mdlm+verified", "verifier needs a policy that ranks positions; mdlm decides"),
-        ("entropy+remdm-cap+verified", "verifier does not go with remask='remdm-cap'"),
+        ("lookum+verified", "verified needs a policy that ranks positions; lookum decides"),
+        ("mdlm+verified", "verified needs a policy that ranks positions; mdlm decides"),
+        ("entropy+remdm-cap+verified", "verified does not go with remask='remdm-cap'"),
     ],
 )
 def test_policies_that_do_not_rank_or_take_tokens_back_have_no_verifier(spec, message) -> None:
