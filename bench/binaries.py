@@ -207,6 +207,24 @@ def assembly(call: Callable[[], object], architecture: str) -> list[str]:
     return texts
 
 
+def performance_remarks(
+    call: Callable[[], object], architecture: str, kernel: str
+) -> dict[str, list[str]]:
+    """What NVIDIA's assembler says costs speed, by the options of the kernel's launches."""
+    found: dict[str, list[str]] = {}
+    with _target(architecture), recording(UNITS[architecture].parameters) as launches:
+        call()
+        for launch in launches:
+            if launch.kernel.__name__ == kernel:
+                log = io.StringIO()
+                with contextlib.redirect_stdout(log):
+                    launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
+                lines = log.getvalue().splitlines()
+                remarks = [line for line in lines if "Potential Performance Loss" in line]
+                found[f"{launch.options}"] = remarks
+    return found
+
+
 def _binary(facts: tuple[str, str, str, str, str], launch: Launch, device: str) -> Binary:
     """Of a launch; ``facts`` are the first fields."""
     try:

@@ -19,6 +19,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +28,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from rich.table import Table
 
 from bench.binaries import Binary, Wanted, packages_with_kernels, wanted_binaries
+from bench.binary_record import DOCS, FOLDER, read_record, write_docs, write_record
 from bench.terminal import console
 from bench.units import TARGETS, UNITS
 
@@ -166,6 +168,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--sample", action="store_true", help="only what the tests compile")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument(
+        "--record",
+        action="store_true",
+        help="of all ops: also write the figures to bench/results/binaries, and "
+        "what spills to docs/kernels.md",
+    )
+    parser.add_argument(
         "--kept",
         type=Path,
         default=cache / "resources.jsonl",
@@ -173,6 +181,12 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="forget the kept figures first")
     options = parser.parse_args(argv)
+    whole = set(options.op) == set(packages) and set(options.architecture) <= set(TARGETS)
+    if options.record and (options.sample or not whole):
+        parser.error(
+            f"--record is of all binaries of one or more of {', '.join(TARGETS)}: "
+            "it goes with --architecture, and neither with --op nor with --sample"
+        )
     kept = Kept(options.kept, options.fresh)
     binaries, missing = gather(options.op, options.architecture, options.sample, options.jobs, kept)
     if options.json:
@@ -181,6 +195,9 @@ def main(argv: Sequence[str]) -> None:
     if missing:
         console().print(f"{missing} binaries were not compiled; the same command goes on.")
         raise SystemExit(130)
+    if options.record:
+        write_record(FOLDER, version("triton"), binaries)
+        write_docs(DOCS, read_record())
     if any(binary.complaint for binary in binaries):
         raise SystemExit(1)
 

@@ -66,6 +66,25 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Hiding:
+    """What hides or weighs keys in a call; each combination is a binary of its own."""
+
+    mask: torch.dtype | None = None
+    """Of the key mask: bool for padding, float32 for biases; ``None`` without one."""
+    window: bool = False
+    blocks: bool = False
+
+
+def hidings(subject: Subject) -> tuple[Hiding, ...]:
+    """Of the calls that an entry serves, the plain ones, those with a mask and with a bias."""
+    masks = (torch.bool, torch.float32)
+    if not subject.hidden:
+        return Hiding(), *(Hiding(mask) for mask in masks)
+    alone = Hiding(window=True), Hiding(blocks=True)
+    return *alone, *(Hiding(mask, window=True, blocks=True) for mask in masks)
+
+
+@dataclass(frozen=True)
 class Role:
     """What a tile of an entry is for: it is the one that takes least time on these shapes."""
 
@@ -117,12 +136,13 @@ def call(
     subject: Subject,
     shape: Shape,
     device: torch.device,
-    padded: bool = False,
+    hiding: Hiding | None = None,
     grad_rows: str = "queries",
 ) -> Callable[[], tuple[Tensor, ...]]:
     """A call in which the subject's kernel runs; the tensors are drawn once, here.
 
     Args:
+        hiding: by default a window and blocks where the subject is one for hidden keys, no mask.
         grad_rows: "keys" has the kernels of ``rows_`` run for ``active_query_attention``,
             which shares them with ``active_row_attention``.
     """
@@ -135,9 +155,12 @@ def call(
     canvas, rows = [draw(length) for _ in range(4)], [draw(count) for _ in range(4)]
     index = torch.arange(count, device=device) * (length // count)
     index = index.expand(batch, -1).contiguous()
-    mask = torch.ones(batch, length, dtype=torch.bool, device=device) if padded else None
-    window, block_size = (length // 2, 64) if subject.hidden else (None, None)
-    limits = (mask, width**-0.5, window, block_size)
+    hiding = hiding or Hiding(window=subject.hidden, blocks=subject.hidden)
+    mask = None
+    if hiding.mask is not None:
+        mask = torch.ones(batch, length, dtype=hiding.mask, device=device)
+    window = length // 2 if hiding.window else None
+    limits = (mask, width**-0.5, window, 64 if hiding.blocks else None)
     q, k, v, dout = canvas
     live_q, live_k, live_v, live_dout = rows
     if subject.kernel == "forward":
@@ -164,16 +187,17 @@ def _draw_and_call(*arguments: Any) -> None:
 
 
 def fits(architecture: str, subject: Subject, role: Role, tile: Tile) -> bool:
-    """Whether every binary of the tile compiles, without spills, within the shared memory.
+    """Whether the tile's binaries compile, without spills, within the shared memory.
 
+    Those for calls with a key mask and with a bias per key (:func:`hidings`) are among them.
     It takes the process over for compilation.
     """
     meta = torch.device("meta")
     shared = subject.kernel in ("rows_dq", "rows_dkdv")
     forms = ("queries", "keys") if shared else ("queries",)
     with only_tile(architecture, subject, tile):
-        for shape, padded, grad_rows in product(role.shapes, (False, True), forms):
-            launcher = partial(_draw_and_call, subject, shape, meta, padded, grad_rows)
+        for shape, hiding, grad_rows in product(role.shapes, hidings(subject), forms):
+            launcher = partial(_draw_and_call, subject, shape, meta, hiding, grad_rows)
             made = binaries_of(launcher, architecture, KERNELS[subject.kernel])
             if any(binary.complaint for binary in made):
                 return False

@@ -79,6 +79,8 @@ ARCHITECTURES = {
     for name, data in json.loads(TABLE.read_text(encoding="utf-8")).items()
 }
 
+_HAS_WGMMA = {name: name == "sm_90" for name in ARCHITECTURES}
+
 
 def tile_key(dtype: torch.dtype, width: int, hidden: bool) -> str:
     """Under which the tiles of a head dimension stand; ``hidden``: not all keys are seen."""
@@ -89,6 +91,11 @@ def tile_key(dtype: torch.dtype, width: int, hidden: bool) -> str:
 def tiles_for(kernel: str, q: Tensor, hidden: bool) -> tuple[Tile, ...]:
     tiles = for_device(ARCHITECTURES, q.device).tiles[kernel]
     return tiles[tile_key(q.dtype, q.shape[-1], hidden)]
+
+
+def has_asynchronous_products(q: Tensor) -> bool:
+    """Whether matrix products add to registers beside what follows them: wgmma, of sm_90."""
+    return for_device(_HAS_WGMMA, q.device)
 
 
 def programs_wanted(q: Tensor, tile: Tile) -> int:
@@ -151,6 +158,11 @@ def strides(x: Tensor | None) -> tuple[int, ...]:
 
 def with_unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def with_near_columns(dout: Tensor) -> Tensor:
+    """``dout``, whatever its strides, unless 32 bits cannot count how far its columns lie apart."""
+    return dout if dout.stride(-1) * dout.shape[-1] < 1 << 31 else dout.contiguous()
 
 
 def index_set(rows: Tensor) -> tuple[Tensor, int]:

@@ -135,14 +135,19 @@ def table(devices: dict[str, Sequence[Measurement]]) -> list[str]:
 
 
 def committed(folder: Path) -> dict[str, Sequence[Measurement]]:
-    """The results of every GPU that are in a folder, by the GPU's name."""
+    """The results of every GPU that are in a folder, by the GPU's name.
+
+    Of the benchmarks that there are aims for: others may have been counted, on no GPU.
+    """
+    benchmarks = {aim.benchmark for aim in AIMS}
     devices: dict[str, list[Measurement]] = {}
     for path in sorted(folder.glob("*.csv")):
         # Figures taken in spite of failing tests are no evidence.
         if path.stem.endswith(("-cpu", "-unverified")):
             continue
         for row in read_rows(path):
-            devices.setdefault(row["hardware"], []).append(as_measurement(row))
+            if row["benchmark"] in benchmarks:
+                devices.setdefault(row["hardware"], []).append(as_measurement(row))
     return dict(devices)
 
 

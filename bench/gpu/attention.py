@@ -243,5 +243,5 @@ BENCHMARK = Benchmark(
         "bench/gpu/attention.py",
         "bench/gpu/rivals.py",
     ),
-    tests=("tests/gpu/test_gpu_query_attention.py",),
+    tests=("tests/gpu/test_gpu_query_attention.py", "tests/gpu/test_gpu_tiles.py"),
 )

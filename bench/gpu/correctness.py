@@ -39,6 +39,7 @@ _PACKAGES = {
     "test_gpu_query_attention": ("query_attention",),
     "test_gpu_row_attention": ("row_attention", "query_attention"),
     "test_gpu_attention_mass": ("attention_mass",),
+    "test_gpu_tiles": ("query_attention", "row_attention", "attention_mass"),
     "test_gpu_vocabulary": ("entropy", "head_entropy", "token_sampling"),
     "test_gpu_steering": ("soft_embedding", "tis_scores", "entropy"),
 }
@@ -49,13 +50,23 @@ _HELPERS = (
     "tests/gpu/captured_after_warmup.py",
     "tests/kernels",
 )
+# What a file of tests takes from elsewhere besides.
+_BORROWED = {
+    "test_gpu_tiles": (
+        "bench/tiles.py",
+        "tests/gpu/test_gpu_query_attention.py",
+        "tests/gpu/test_gpu_row_attention.py",
+    ),
+}
 
 
 def key_of(file: str) -> Key:
     """Under what the outcome of a file of tests is stored."""
-    packages = _PACKAGES.get(Path(file).stem)
+    stem = Path(file).stem
+    packages = _PACKAGES.get(stem)
     folders = ("boe_kernels",) if packages is None else (f"boe_kernels/{p}" for p in packages)
-    return Key(NAME, "", {"file": file}, (file, *folders, *_HELPERS))
+    sources = (file, *_BORROWED.get(stem, ()), *folders, *_HELPERS)
+    return Key(NAME, "", {"file": file}, sources)
 
 
 SANITIZER_KEY = Key(SANITIZER, "", {"tool": "memcheck"}, ("boe_kernels", "tests/gpu"))
@@ -158,7 +169,8 @@ def sanitize(seconds: float, log: Path) -> Measurement:
         printed: list[str] = []
         # Without PyTorch's cache every tensor is an allocation, whose ends can be watched.
         trouble = _Processes(log).run(
-            [tool, *options, *quiet, *command, "-m", "sanitized"],
+            # Large cases would take all of the time, and no other code.
+            [tool, *options, *quiet, *command, "-m", "sanitized and not device_only"],
             seconds,
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             printed,

@@ -85,6 +85,7 @@ BENCHMARK = Benchmark(
     tests=(
         "tests/gpu/test_gpu_query_attention.py",
         "tests/gpu/test_gpu_row_attention.py",
+        "tests/gpu/test_gpu_tiles.py",
         "tests/gpu/test_gpu_vocabulary.py",
         "tests/gpu/test_gpu_steering.py",
     ),

@@ -190,7 +190,7 @@ BENCHMARKS = (
         _none,
         sweep,
         sources=("boe_kernels/row_attention", "boe_kernels/query_attention", *_SOURCES),
-        tests=("tests/gpu/test_gpu_row_attention.py",),
+        tests=("tests/gpu/test_gpu_row_attention.py", "tests/gpu/test_gpu_tiles.py"),
     ),
     Benchmark(
         MASS,
@@ -198,6 +198,6 @@ BENCHMARKS = (
         _none,
         mass_sweep,
         sources=("boe_kernels/attention_mass", *_SOURCES),
-        tests=("tests/gpu/test_gpu_attention_mass.py",),
+        tests=("tests/gpu/test_gpu_attention_mass.py", "tests/gpu/test_gpu_tiles.py"),
     ),
 )

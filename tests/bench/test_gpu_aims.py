@@ -121,11 +121,14 @@ def test_the_docs_section_follows_the_results(tmp_path):
     save(tmp_path / "nvidia-h100.csv", [ratio(within, "roofline", 0.55)], gpu)
     save(tmp_path / "nvidia-h100-unverified.csv", [ratio(within, "roofline", 0.1)], gpu)
     save(tmp_path / "attention-cpu.csv", [ratio(within, "roofline", 0.2)], Environment("CPU"))
+    counted = Measurement("memory", "ours", "", "", {}, "bytes", Quantiles.of([1.0]))
+    save(tmp_path / "memory.csv", [counted], Environment("counted, on no device"))
     section = aims.docs_section(tmp_path)
     assert "| NVIDIA H100 80GB HBM3 |" in section
     assert "| 55%, met |" in section
     assert f"{len(aims.AIMS) - 1} are unmeasured" in section
     assert "10%" not in section
+    assert "counted" not in section
 
 
 def test_no_committed_file_of_results_was_measured_in_spite_of_failing_tests():

@@ -11,6 +11,7 @@ import torch
 
 from bench import tiles, tune
 from bench.__main__ import main
+from bench.binaries import Binary
 from bench.tiles import KERNELS, Role, Shape, Subject, candidates, only_tile, roles
 from bench.tune import Table, Times, table_text, tune_entry
 from boe_kernels import _attention_launch
@@ -173,6 +174,45 @@ def test_a_call_of_a_subject_launches_its_kernel_in_the_tile(subject, table):
     }
     assert stages == {7}
     assert table[ARCHITECTURE] is ARCHITECTURES[ARCHITECTURE], "the table is put back"
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
+def test_a_tile_has_to_fit_calls_without_a_mask_with_one_and_with_a_bias(
+    subject, table, monkeypatch
+):
+    masks = []
+
+    def binaries_of(call, architecture, kernel):
+        with recording(architecture) as launches:
+            call()
+        for launch in launches:
+            if launch.kernel.__name__ == kernel:
+                named = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
+                masks.append(None if named["mask_ptr"] is None else named["mask_ptr"].dtype)
+        return []
+
+    monkeypatch.setattr(tiles, "binaries_of", binaries_of)
+    role = roles(subject)[0]
+    assert tiles.fits(ARCHITECTURE, subject, role, Tile(role.held or 64, 32, 4, 2))
+    assert set(masks) == {None, torch.bool, torch.float32}
+
+
+def test_a_tile_that_spills_with_a_bias_alone_does_not_fit(table, monkeypatch):
+    def binaries_of(call, architecture, kernel):
+        with recording(architecture) as launches:
+            call()
+        biased = any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.float32 and x.dim() == 2
+            for x in launches[0].args
+        )
+        yield Binary("", "", kernel, architecture, "", warps=4, registers=9, spilled=8 * biased)
+
+    monkeypatch.setattr(tiles, "binaries_of", binaries_of)
+    assert not tiles.fits(ARCHITECTURE, FORWARD, roles(FORWARD)[0], Tile(64, 64, 4, 2))
+    monkeypatch.setattr(
+        tiles, "hidings", lambda subject: (tiles.Hiding(), tiles.Hiding(torch.bool))
+    )
+    assert tiles.fits(ARCHITECTURE, FORWARD, roles(FORWARD)[0], Tile(64, 64, 4, 2))
 
 
 def test_a_role_is_timed_on_shapes_with_many_programs_and_with_few():

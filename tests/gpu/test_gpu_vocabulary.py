@@ -24,6 +24,7 @@ SHAPES = [
     pytest.param((3, 127), id="3x127"),
     pytest.param((5, 1025), id="5x1025"),
     pytest.param((2, 3, 500), id="2x3x500"),
+    pytest.param((700, 1000), id="700x1000", marks=LARGE),
     pytest.param((64, 50257), id="64x50257", marks=LARGE),
     pytest.param((7, 126464), id="7x126464", marks=LARGE),
     pytest.param((300, 151936), id="300x151936", marks=LARGE),
@@ -107,10 +108,19 @@ def test_the_argmax_of_equal_logits_is_the_lowest_id(dtype, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("block_rows", [1, 4, 100], ids="blocks of {}".format)
+@pytest.mark.parametrize(
+    ("rows", "block_rows"),
+    [
+        pytest.param(9, 1, id="blocks of 1"),
+        pytest.param(9, 4, id="blocks of 4"),
+        pytest.param(9, 100, id="blocks of 100"),
+        # So many that a program reads a whole row and writes its gradient over it.
+        pytest.param(700, 650, id="blocks of 650", marks=LARGE),
+    ],
+)
 @pytest.mark.parametrize("with_bias", [False, True], ids=["no bias", "bias"])
-def test_a_heads_statistics_and_gradient_are_right(with_bias, block_rows, dtype, device):
-    rows, width, vocabulary = 9, 32, 1027
+def test_a_heads_statistics_and_gradient_are_right(with_bias, rows, block_rows, dtype, device):
+    width, vocabulary = 32, 1027
     random = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

@@ -25,6 +25,7 @@ from boe_kernels._attention_launch import (
 )
 from boe_kernels._triton import recording
 from boe_kernels.query_attention import triton as query_kernels
+from boe_kernels.row_attention import triton as row_kernels
 
 KEYS = [
     tile_key(dtype, width, hidden)
@@ -127,6 +128,28 @@ def test_ordinary_layouts_are_read_16_bytes_at_once(width):
     contiguous = meta(2, 7, 33, width)
     fused = meta(2, 33, 3, 7, width)[:, :, 1].transpose(1, 2)
     assert constants(contiguous, fused, contiguous[:1].expand(2, -1, -1, -1))["ALIGN"] == 8
+
+
+@pytest.mark.parametrize("kernel", ["one pass", "split", "rows"])
+@pytest.mark.parametrize("far", [False, True], ids=["near", "far"])
+def test_an_output_gradient_is_copied_only_where_32_bits_cannot_reach_its_columns(kernel, far):
+    q, length = meta(1, 2, 200, 32), 200
+    # Columns outermost: 32 of them, as far apart as a whole canvas, or much further.
+    step = 1 << 26 if far else 2 * length
+    dout = q.as_strided(q.shape, (length * 2, length, 1, step))
+    lse, count = meta(1, 2, length), 16 if kernel == "one pass" else length
+    rows = torch.empty(1, count, dtype=torch.int64, device="meta")
+    limits = (None, 0.1, None, None)
+    with recording("sm_90") as recorded:
+        if kernel == "rows":
+            row_kernels.backward(dout, q, q, q, q, q, q, q, q, lse, rows, *limits)
+        else:
+            query_kernels.backward(dout, q, q, q, q, lse, rows, *limits, "queries", False)
+    names = {"one pass": "bwd_one_pass_kernel"}
+    (launched,) = (
+        each for each in recorded if each.kernel.__name__ == names.get(kernel, "bwd_dq_kernel")
+    )
+    assert launched.args[0].stride(-1) == (1 if far else step)
 
 
 # --- launches -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from packaging.version import Version
 from uninterpreted import environment
 
 from bench.binaries import Binary, packages_with_kernels
+from bench.binary_record import read_record
 from bench.units import TARGETS, UNITS
 from boe_kernels._triton import ARCHITECTURES
 
@@ -59,6 +60,72 @@ def test_no_kernel_spills_or_wants_more_shared_memory_than_there_is(
     assert chosen, "no binary was made"
     complaints = [f"{b.kernel} ({b.case}, {b.options}) {b.complaint}" for b in chosen]
     assert not [text for text, b in zip(complaints, chosen, strict=True) if b.complaint]
+
+
+RECORDED = """
+import json
+from bench.binaries import Wanted, packages_with_kernels, wanted_binaries
+from bench.units import TARGETS
+
+wanted = [
+    (each.architecture, each.kernel, each.options)
+    for package in packages_with_kernels()
+    for architecture in TARGETS
+    for each in wanted_binaries(package, architecture)
+    if isinstance(each, Wanted)
+]
+print(json.dumps(wanted))
+"""
+
+
+def test_the_recorded_binaries_are_those_of_the_committed_launch_parameters():
+    record = read_record()
+    if version("triton") not in record:
+        pytest.skip(f"recorded for {', '.join(record)} only")
+    done = subprocess.run(
+        [sys.executable, "-c", RECORDED],
+        cwd=Path(__file__).parents[2],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    recorded = {(b.architecture, b.kernel, b.options) for b in record[version("triton")]}
+    # Of a version not every architecture needs to be recorded.
+    architectures = {architecture for architecture, *_ in recorded}
+    wanted = {tuple(each) for each in json.loads(done.stdout) if each[0] in architectures}
+    assert recorded == wanted, "run python -m bench resources --record"
+
+
+REMARKS = """
+import json
+from bench.binaries import aot_cases, performance_remarks
+
+(case,) = (
+    each
+    for each in aot_cases("query_attention")
+    if each.name == "one pass, bfloat16, 128, everything seen"
+)
+print(json.dumps(performance_remarks(case.call, "sm_90", "bwd_one_pass_kernel")))
+"""
+
+
+def test_products_of_the_one_pass_on_sm_90_do_not_wait_for_each_other():
+    # They did as long as dQ was the last product of a step.
+    done = subprocess.run(
+        [sys.executable, "-c", REMARKS],
+        cwd=Path(__file__).parents[2],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    remarks = json.loads(done.stdout)
+    # With 32 keys per step the products of dK and dV are too small for its instructions.
+    (of_64_keys,) = (said for options, said in remarks.items() if "'BLOCK_N': 64" in options)
+    assert not [line for line in of_64_keys if "serialized" in line]
 
 
 # --- parts without launch parameters of their own -----------------------------------

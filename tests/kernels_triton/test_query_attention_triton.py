@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from attention_shapes import SHAPES, force
+from attention_shapes import INTERPRETED, SHAPES, force
 from dense_attention import (
     active_mask,
     assert_as_accurate_as_dense,
@@ -18,10 +18,10 @@ from dense_attention import (
 )
 from torch import Tensor
 
-from boe_kernels import active_query_attention, decide
+from boe_kernels import _attention_launch, active_query_attention, decide
 from boe_kernels._key_mask import as_key_mask
 from boe_kernels._rows import pad_rows
-from boe_kernels._triton import why_not_heads
+from boe_kernels._triton import recording, why_not_heads
 from boe_kernels.query_attention import triton as kernels
 
 pytestmark = pytest.mark.usefixtures("interpreted", "poisoned_allocations")
@@ -314,6 +314,18 @@ def test_repeated_runs_give_the_same_bits(busy_shape):
     case = Problem.of(torch.arange(0, 129, 5), batch=1, length=129, dtype=torch.float16)
     first = case.run()
     assert all(equal(case.run(), first) for _ in range(2))
+
+
+@pytest.mark.parametrize("parts", ["one pass", "one pass, parts of dq"])
+def test_the_order_of_the_products_that_sm_90_has_changes_no_bit(parts, monkeypatch):
+    force(parts, monkeypatch)
+    case = Problem.of(RAGGED, batch=3, heads=(4, 2), length=70, mask=blind_canvas(70), window=20)
+    plain = case.run()
+    monkeypatch.setitem(_attention_launch._HAS_WGMMA, INTERPRETED, True)
+    with recording(INTERPRETED, run=True) as launches:
+        assert equal(case.run(), plain)
+    orders = [each.options["DQ_FIRST"] for each in launches if "DQ_FIRST" in each.options]
+    assert orders == [True]
 
 
 def test_a_canvas_gives_the_same_bits_alone_as_in_a_batch(shape):

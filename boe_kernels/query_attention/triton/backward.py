@@ -10,7 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boe_kernels._attention_launch import index_set, mask_and_stride, tiles_for, with_unit_stride
+from boe_kernels._attention_launch import (
+    index_set,
+    mask_and_stride,
+    tiles_for,
+    with_near_columns,
+    with_unit_stride,
+)
 from boe_kernels.query_attention.triton.one_pass import one_pass
 from boe_kernels.query_attention.triton.split import split
 
@@ -35,7 +41,7 @@ def backward(
     Queries outside ``rows`` (−1: padding) are not read, neither is what belongs to them.
     """
     q, k, v, out = (with_unit_stride(x) for x in (q, k, v, out))
-    lse = lse.contiguous()
+    dout, lse = with_near_columns(dout), lse.contiguous()
     batch, heads, _, width = q.shape
     count = rows.shape[1]
     dq = q.new_empty((batch, heads, count, width)) if compact_dq else torch.empty_like(q)

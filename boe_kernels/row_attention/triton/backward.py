@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boe_kernels._attention_launch import index_set, mask_and_stride, with_unit_stride
+from boe_kernels._attention_launch import (
+    index_set,
+    mask_and_stride,
+    with_near_columns,
+    with_unit_stride,
+)
 from boe_kernels.query_attention.triton.split import split
 from boe_kernels.row_attention.triton.forward import slot_map
 
@@ -38,8 +43,8 @@ def backward(
     )
     slots = slot_map(rows, rows_stride, k.shape[2])
     split(
-        dout, q_rows, k, v, k_rows, v_rows, out, lse.contiguous(), rows, rows_stride, slots,
-        mask, mask_stride, dq, dk, dv, scale, window, block_size,
+        with_near_columns(dout), q_rows, k, v, k_rows, v_rows, out, lse.contiguous(), rows,
+        rows_stride, slots, mask, mask_stride, dq, dk, dv, scale, window, block_size,
         keys="slots",
         compact_q=True,
         compact_dq=True,
