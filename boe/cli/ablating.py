@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -16,10 +17,18 @@ from boe.cli.output import (
 )
 from boe.cli.plans import AblatePlan
 from boe.cli.running import RECORDS, StudyRunner, prepare_directory, run_visibly, task_named
-from boe.evaluate.ablation import Ablation, ablation_of, study_of, tried_out, variants_of
+from boe.evaluate.ablation import (
+    Ablation,
+    AblationRow,
+    ablation_of,
+    study_of,
+    tried_out,
+    variants_of,
+)
 from boe.evaluate.comparison import analyse
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
 from boe.evaluate.results import write_ablation
+from boe.evaluate.settings import Setting
 from boe.evaluate.tables import p_text, points_between
 
 
@@ -68,31 +77,49 @@ def run_ablation(
 
 
 def show_ablation(console: Console, ablation: Ablation) -> None:
-    """What each change of one option does, on the same items."""
+    """What each change does, on the same items: a table per setting."""
+    by_setting: dict[Setting, list[AblationRow]] = {}
+    for row in ablation.rows:
+        if row.summary is not None:
+            by_setting.setdefault(row.summary.setting, []).append(row)
+    for setting, rows in by_setting.items():
+        study = ablation.study
+        _show_setting(
+            console,
+            f"{study.task}, {study.difficulty}, {setting}: {ablation.base}, one change at a time",
+            rows,
+        )
+    refused = {
+        (row.variant.axis, row.variant.label): row.variant.refused
+        for row in ablation.rows
+        if row.summary is None
+    }
+    for (axis, label), why in refused.items():
+        console.print(f"{axis} = {label} was refused: {why}", style="dim")
+    if not ablation.complete:
+        console.print("interrupted: the table shows what was done until then")
+
+
+def _show_setting(console: Console, title: str, rows: list[AblationRow]) -> None:
+    # Without rules between the columns it fits into 80 characters.
     table = Table(
-        title=f"{ablation.study.task}, {ablation.study.difficulty}: {ablation.base}, "
-        "one change at a time",
+        title=title,
         caption="points against the base with 95 % interval; p exact, Holm: adjusted for all rows",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
-    for name in ("setting", "option", "value"):
-        table.add_column(name)
+    table.add_column("change", overflow="fold", min_width=12)
     for name in ("right", "points", "p", "Holm", "cost", "s"):
         table.add_column(name, justify="right", no_wrap=True)
-    refused = {}
     previous = None
-    for row in ablation.rows:
-        variant = row.variant
-        if row.summary is None:
-            refused[variant.axis, variant.label] = variant.refused
-            continue
-        place = (row.summary.setting, variant.axis)
-        if previous is not None and place != previous:
+    for row in rows:
+        assert row.summary is not None
+        if previous not in (None, row.variant.axis):
             table.add_section()
+        previous = row.variant.axis
         pair = row.pair
         table.add_row(
-            str(row.summary.setting) if place != previous else "",
-            variant.axis if place != previous else "",
-            variant.label,
+            f"{row.variant.axis} = {row.variant.label}",
             f"{row.summary.accuracy:.1%}",
             "base" if pair is None else points_between(pair.accuracy, pair.accuracy_interval),
             "" if pair is None else p_text(pair.p_value),
@@ -100,9 +127,4 @@ def show_ablation(console: Console, ablation: Ablation) -> None:
             f"{row.summary.flop_equiv:.1f}",
             f"{row.summary.seconds:.3f}",
         )
-        previous = place
     console.print(table)
-    for (axis, label), why in refused.items():
-        console.print(f"{axis} = {label} was refused: {why}", style="dim")
-    if not ablation.complete:
-        console.print("interrupted: the table shows what was done until then")

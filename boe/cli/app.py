@@ -79,7 +79,7 @@ def demo(
 @app.command()
 def solve(
     puzzle: Annotated[str, typer.Argument(help="81 characters, row by row; 0 . or _ for empty.")],
-    sampler: SamplerSpec = "boe",
+    sampler: SamplerSpec = defaults.SAMPLER,
     tokens_per_step: Annotated[int, typer.Option(min=1)] = 1,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="By default the sampler's own, mostly 0.")

@@ -15,6 +15,7 @@ from boe.evaluate.comparison import Comparison, analyse, curve_name
 from boe.evaluate.equal_cost import Level
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
 from boe.evaluate.results import write_comparison
+from boe.evaluate.settings import Setting
 from boe.evaluate.study import Study
 from boe.evaluate.tables import p_text, points, text_table
 from boe.evaluate.text_quality import require_mauve, text_results
@@ -85,12 +86,13 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     """Accuracy and cost of every sampler at every setting, paired tests, equal cost."""
     study = comparison.study
     table = Table(
-        title=f"{study.task}, {study.difficulty}",
+        title=", ".join((study.task, study.difficulty, *_common(comparison))),
         caption="means per item: forward and backward passes, cost in forwards, seconds",
     )
     metrics = list(dict.fromkeys(name for s in comparison.summaries for name in s.metrics))
-    table.add_column("setting")
-    table.add_column("sampler", no_wrap=True)
+    # Where a terminal is narrow, samplers are folded: their names hold no spaces.
+    table.add_column("setting", no_wrap=True)
+    table.add_column("sampler", overflow="fold", min_width=12)
     for name in ("right", "95 %", *metrics, "fwd", "bwd", "cost", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     best = {
@@ -99,12 +101,13 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     }
     previous = None
     for summary in sorted(comparison.summaries, key=lambda s: _order(comparison, s.setting)):
-        if previous is not None and summary.setting != previous:
+        first = summary.setting != previous
+        if previous is not None and first:
             table.add_section()
         previous = summary.setting
         low, high = summary.interval
         table.add_row(
-            str(summary.setting),
+            _said(comparison, summary.setting) if first else "",
             summary.sampler,
             f"{summary.accuracy:.1%}",
             f"{100 * low:.0f}–{100 * high:.0f}",
@@ -130,20 +133,37 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console.print("interrupted: the table shows what was done until then")
 
 
+def _common(comparison: Comparison) -> list[str]:
+    """What all settings say besides their budgets, if they say the same."""
+    said = {tuple(summary.setting.extras()) for summary in comparison.summaries}
+    return list(said.pop()) if len(said) == 1 else []
+
+
+def _said(comparison: Comparison, setting: Setting) -> str:
+    """A setting, less what the title says of all."""
+    return setting.pace if _common(comparison) else str(setting)
+
+
 def _order(comparison: Comparison, setting: object) -> int:
     settings = [summary.setting for summary in comparison.summaries]
     return settings.index(setting)  # type: ignore[arg-type]
 
 
 def _show_text(console: Console, comparison: Comparison) -> None:
+    """The measures of the texts without their intervals, so that a terminal has the width."""
     if comparison.text is None:
         return
-    content = text_table(comparison.text)
-    table = Table(title="what was written")
-    for place, column in enumerate(content.columns):
-        table.add_column(column, justify="left" if place < content.labels else "right")
+    content = text_table(comparison)
+    kept = [place for place, column in enumerate(content.columns) if column != "95 %"]
+    table = Table(title=", ".join(("what was written", *_common(comparison))))
+    for place in kept:
+        if place < content.labels:
+            table.add_column(content.columns[place], overflow="fold", min_width=10)
+        else:
+            table.add_column(content.columns[place], justify="right")
+    common = "".join(f", {said}" for said in _common(comparison))
     for row in content.rows:
-        table.add_row(*(cell.strip("`") for cell in row))
+        table.add_row(*(row[place].strip("`").removesuffix(common) for place in kept))
     console.print(table)
 
 
@@ -157,12 +177,16 @@ def _show_pairs(console: Console, comparison: Comparison) -> None:
         return
     test = "exact McNemar" if len(comparison.study.seeds) == 1 else "exact sign flips"
     table = Table(title=f"the same items, one by one: BoE against the others ({test})")
-    table.add_column("setting")
+    table.add_column("setting", no_wrap=True)
     for name in ("", "right only\nby it", "", "right only\nby it", "points", "p"):
-        table.add_column(name, justify="right" if name else "left")
+        if name:
+            table.add_column(name, justify="right")
+        else:
+            table.add_column(overflow="fold", min_width=9)
     previous = None
     for pair in pairs:
-        if previous is not None and pair.setting != previous:
+        first = pair.setting != previous
+        if previous is not None and first:
             table.add_section()
         previous = pair.setting
         sides = [(pair.first, pair.only_first), (pair.second, pair.only_second)]
@@ -172,7 +196,7 @@ def _show_pairs(console: Console, comparison: Comparison) -> None:
             gain = -gain
         (ours, only_ours), (rival, only_rival) = sides
         table.add_row(
-            str(pair.setting),
+            _said(comparison, pair.setting) if first else "",
             ours,
             str(only_ours),
             rival,
@@ -198,9 +222,9 @@ def _show_levels(console: Console, levels: Sequence[Level]) -> None:
         caption="between settings interpolated; ! where the 95 % interval excludes 0; "
         "– where even the cheapest setting costs more",
     )
-    table.add_column("", no_wrap=True)
+    table.add_column(overflow="fold", min_width=12)
     for level in levels:
-        table.add_column(f"{level.cost:.1f}", justify="right")
+        table.add_column(f"{level.cost:.1f}", justify="right", no_wrap=True)
     for place, first in enumerate(levels[0].readings):
         cells = []
         for level in levels:

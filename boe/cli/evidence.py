@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from boe import defaults
 from boe.cli.options import (
     SHARDED,
     Batch,
@@ -22,7 +23,8 @@ from boe.cli.options import (
     use_threads,
 )
 
-DEMO_SAMPLERS = "random,margin,entropy,confidence,boe"
+DEMO_SAMPLERS = f"random;margin;entropy;confidence;boe;{defaults.SAMPLER}"
+"""BoE alone, for what its gradient does, and what is taken where no sampler is named."""
 
 TaskName = Annotated[
     str, typer.Option(help="sudoku, sudoku4, countdown, arithmetic … (docs/tasks.md).")
@@ -111,7 +113,10 @@ def ablate(
     base: Annotated[str, typer.Option(help="The BoE strategy that is varied.")] = "boe",
     vary: Annotated[
         list[str] | None,
-        typer.Option(help="option=value,value … instead of the usual axes; may be repeated."),
+        typer.Option(
+            help="option=value,value … instead of the usual axes; may be repeated. Beside BoE's "
+            "options: which, count, deadline, cache, remask, tokens."
+        ),
     ] = None,
     tokens_per_step: TokensPerStep = None,
     steps: Steps = None,
@@ -222,7 +227,7 @@ def watch(
         str | None, typer.Option(help="Text; the model's mask token marks places to fill in.")
     ] = None,
     length: Annotated[int, typer.Option(min=0, help="Masks appended after the prompt.")] = 0,
-    samplers: Samplers = "confidence,boe",
+    samplers: Samplers = f"confidence;boe;{defaults.SAMPLER}",
     tokens_per_step: Annotated[int, typer.Option(min=1)] = 1,
     block_length: Annotated[int | None, typer.Option(min=1)] = None,
     temperature: Annotated[

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from boe.denoisers.base import Denoiser
+from boe.evaluate.ablation_axes import AXES, PARTS, Axis
 from boe.evaluate.comparison import Comparison, Pair, Summary, row_as_json
 from boe.evaluate.record import run_cell
 from boe.evaluate.settings import Setting
@@ -14,76 +15,10 @@ from boe.evaluate.statistics import holm
 from boe.evaluate.stored import with_setting
 from boe.evaluate.study import Cell, Group, Study
 from boe.samplers import BoE, Strategy, sampler_from, spec_of
-from boe.samplers.boe_options import BETWEEN
-from boe.samplers.candidates import CANDIDATE_RULES
-from boe.samplers.steered_rows import ACTIVE_SETS, PROBE_SETS
 from boe.tasks import TaskItem
-from boe_kernels.tis_scores import GATES, NORMALISATIONS
 
 SCHEMA = "boe/ablate/1"
 
-
-@dataclass(frozen=True)
-class Axis:
-    """Values that one option is set to, everything else being the base's.
-
-    Attributes:
-        name: of the option, or of the group of options.
-        title: for people.
-        changes: per label the options that differ.
-    """
-
-    name: str
-    title: str
-    changes: Mapping[str, Mapping[str, Any]]
-
-
-def _options(name: str, title: str, values: Sequence[Any]) -> Axis:
-    return Axis(name, title, {_label(value): {name: value} for value in values})
-
-
-def _label(value: Any) -> str:
-    plain = {None: "none", True: "true", False: "false"}
-    return plain[value] if value is None or isinstance(value, bool) else str(value)
-
-
-AXES: tuple[Axis, ...] = (
-    _options("gate", "confidence gate", GATES),
-    Axis(
-        "anti-collapse",
-        "anti-collapse penalty",
-        {
-            "none": {"penalty": 0.0},
-            "λ 0.2, h 0.3": {"penalty": 0.2, "floor": 0.3},
-            "λ 1, h 1": {"penalty": 1.0, "floor": 1.0},
-        },
-    ),
-    _options("active", "active rows (all: dense instead of sparse)", ACTIVE_SETS),
-    _options("rho", "candidate fraction ρ", (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)),
-    _options("alpha", "where the gradient is taken, α", (0.0, 0.25, 0.5, 0.75, 1.0)),
-    _options("context", "context at α > 0", ("frozen", "full")),
-    _options("probes", "probe set", PROBE_SETS),
-    _options("max_probes", "probes kept", (None, 4, 16)),
-    _options("candidates", "prefilter", CANDIDATE_RULES),
-    _options("normalise", "normalisation", NORMALISATIONS),
-    _options("top_k", "tokens in a soft write", (None, 1, 4, 16)),
-    _options("tolerance", "tolerance", (None, 0.0, 0.01, 0.05, 0.2)),
-    _options("sure", "no gradient where the greedy choice is", (None, 0.9, 0.99, 0.999)),
-    _options("certainty", "weight κ of certainty", (0.0, 1.0, 8.0, 32.0)),
-    Axis(
-        "every",
-        "scoring only every s steps",
-        {
-            "1": {"every": 1},
-            **{
-                f"{s}, then by {between}": {"every": s, "between": between}
-                for s in (2, 4)
-                for between in BETWEEN
-            },
-        },
-    ),
-)
-"""The paper's Table 5 (gate, anti-collapse, active rows, ρ) and our own choices."""
 
 RIVAL = "sampler"
 RIVALS = ("confidence",)
@@ -175,13 +110,16 @@ def variants_of(base: str, axes: Sequence[Axis] = AXES) -> list[Variant]:
     variants = [Variant(RIVAL, rival, rival) for rival in RIVALS]
     for axis in axes:
         for label, changes in axis.changes.items():
-            unknown = sorted(set(changes) - known)
+            parts = {name: value for name, value in changes.items() if name in PARTS}
+            options = {name: value for name, value in changes.items() if name not in PARTS}
+            unknown = sorted(set(options) - known)
             if unknown:
                 raise ValueError(
                     f"boe has options {', '.join(sorted(known))}, not {', '.join(unknown)}"
                 )
             try:
-                changed = replace(strategy, which=replace(policy, **changes))
+                changed = replace(strategy, which=replace(policy, **options))
+                changed = replace(changed, **parts)
             except ValueError as error:
                 variants.append(Variant(axis.name, label, None, str(error)))
                 continue
@@ -206,21 +144,6 @@ def tried_out(
                 variant = replace(variant, sampler=None, refused=str(error))
         kept.append(variant)
     return kept
-
-
-def custom_axis(name: str, values: Sequence[str]) -> Axis:
-    """An axis over one option, its values as in a specification string.
-
-    Raises:
-        ValueError: BoE has no such option, or a value does not fit it.
-    """
-    # A configuration that every single value goes with: whether it goes with the base is for
-    # variants_of to find out.
-    tolerant = "boe:preset=paper" if name == "active" else "boe:preset=paper,active=all"
-    changes = {}
-    for value in values:
-        changes[value] = {name: getattr(sampler_from(f"{tolerant},{name}={value}"), name)}
-    return Axis(name, name, changes)
 
 
 def study_of(base: str, variants: Sequence[Variant], study: Study) -> Study:

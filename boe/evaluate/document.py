@@ -20,6 +20,7 @@ from boe.evaluate.fidelity.report import fidelity_table, plot_fidelity, theorem_
 from boe.evaluate.fidelity.study import Fidelity, fidelity_from_json
 from boe.evaluate.figures.ablation import plot_ablation
 from boe.evaluate.figures.costs import plot_comparison, plot_residual_entropy
+from boe.evaluate.figures.texts import plot_texts
 from boe.evaluate.stored import comparison_from_json
 from boe.evaluate.tables import (
     ablation_table,
@@ -162,7 +163,7 @@ def _about(result: Result) -> str:
 _TABLES: dict[str, tuple[type, Callable[[Any], str]]] = {
     "summary": (Comparison, lambda r: summary_table(r).as_markdown()),
     "pivot": (Comparison, lambda r: pivot_table(r).as_markdown()),
-    "text": (Comparison, lambda r: _text(r)),
+    "text": (Comparison, lambda r: text_table(r).as_markdown()),
     "pairs": (Comparison, lambda r: pairs_table(r, _boes(r)).as_markdown()),
     "equal-cost": (Comparison, lambda r: equal_cost_table(r, AXES[0]).as_markdown()),
     "equal-time": (Comparison, lambda r: equal_cost_table(r, AXES[1]).as_markdown()),
@@ -183,6 +184,12 @@ _FIGURES: dict[str, tuple[type, str, str, Callable[[Any, Path], None]]] = {
         "Entropy left in the masks against steps and cost",
         plot_residual_entropy,
     ),
+    "figure-text": (
+        Comparison,
+        "text-cost",
+        "Perplexity, unigram entropy and MAUVE of what was written against its cost",
+        plot_texts,
+    ),
     "figure-ablation": (Ablation, "ablation", "Difference to the base", plot_ablation),
     "figure-fidelity": (
         Fidelity,
@@ -192,12 +199,6 @@ _FIGURES: dict[str, tuple[type, str, str, Callable[[Any, Path], None]]] = {
     ),
 }
 VIEWS = (*_TABLES, *_FIGURES, "about")
-
-
-def _text(comparison: Comparison) -> str:
-    if comparison.text is None:
-        raise ValueError(f"task {comparison.study.task} writes no prose that could be measured")
-    return text_table(comparison.text).as_markdown()
 
 
 def _boes(comparison: Comparison) -> list[str]:

@@ -8,10 +8,19 @@ from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all."""
+    """Write ``text`` whole or not at all; to a device or a pipe, whose place no file can take,
+    as it comes."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        # Where the disk is full, what could be written would keep it so.
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ def write_comparison(comparison: Comparison, directory: Path) -> None:
         ModuleNotFoundError: matplotlib is missing (the extra ``plot``).
     """
     from boe.evaluate.figures.costs import plot_comparison, plot_residual_entropy
+    from boe.evaluate.figures.texts import plot_texts
 
     write_json(directory / "comparison.json", comparison.as_json(records=False))
     write_whole(directory / "comparison.md", comparison_markdown(comparison))
@@ -37,6 +38,8 @@ def write_comparison(comparison: Comparison, directory: Path) -> None:
         plot_comparison(comparison, directory / "accuracy-cost.svg")
     if comparison.residual:
         plot_residual_entropy(comparison, directory / "residual-entropy.svg")
+    if comparison.text is not None:
+        plot_texts(comparison, directory / "text-cost.svg")
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -53,7 +56,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         parts.append("Interrupted: not everything was decoded.")
     parts += ["## Accuracy and cost", summary_table(comparison).as_markdown()]
     if comparison.text is not None:
-        parts += ["## What was written", text_table(comparison.text).as_markdown()]
+        parts += ["## What was written", text_table(comparison).as_markdown()]
     for axis in AXES:
         if any(level.axis == axis for level in comparison.equal_cost):
             parts += [

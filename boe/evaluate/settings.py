@@ -100,13 +100,18 @@ class Setting:
         changes: dict[str, Any] = dict.fromkeys(BUDGETS)
         return replace(self, **{**changes, "tokens_per_step": 1})
 
-    def __str__(self) -> str:
+    @property
+    def pace(self) -> str:
+        """The budget in words."""
         words = {
             "tokens_per_step": f"{self.budget_size} per step",
             "steps": f"{self.budget_size} steps",
             "cosine": f"{self.budget_size} cosine steps",
         }
-        return ", ".join((words[self.budget_name], *self.extras()))
+        return words[self.budget_name]
+
+    def __str__(self) -> str:
+        return ", ".join((self.pace, *self.extras()))
 
     def extras(self) -> list[str]:
         """What is said besides the budget, in words."""

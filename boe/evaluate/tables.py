@@ -11,7 +11,7 @@ from boe.evaluate.ablation import Ablation
 from boe.evaluate.comparison import Comparison, Summary, curve_name
 from boe.evaluate.record import COSTS, Record
 from boe.evaluate.settings import Setting
-from boe.evaluate.text_quality import TextQuality, TextResults
+from boe.evaluate.text_quality import TextQuality
 
 COST_NAMES = {
     "nfe_forward": "forwards",
@@ -135,14 +135,30 @@ def equal_cost_table(comparison: Comparison, axis: str = "flop_equiv") -> Table:
     return Table((COST_NAMES[axis], *map(code, names)), tuple(rows))
 
 
-def text_table(results: TextResults) -> Table:
-    """The measures of what was written, a row per sampler and setting, real text first."""
-    rows = [("real text", "", *_text_cells(results.real))]
+def text_table(comparison: Comparison) -> Table:
+    """The measures of what was written, a row per sampler and setting, real text first.
+
+    Cost is the mean per text, in forwards.
+
+    Raises:
+        ValueError: no texts were measured.
+    """
+    results = comparison.text
+    if results is None:
+        raise ValueError(f"task {comparison.study.task} writes no prose that could be measured")
+    costs = {(s.sampler, s.setting): s.flop_equiv for s in comparison.summaries}
+    rows = [("real text", "", "–", *_text_cells(results.real))]
     rows += [
-        (code(row.sampler), str(row.setting), *_text_cells(row.quality)) for row in results.rows
+        (
+            code(row.sampler),
+            str(row.setting),
+            f"{costs[row.sampler, row.setting]:.1f}",
+            *_text_cells(row.quality),
+        )
+        for row in results.rows
     ]
-    columns = ("texts by", "setting", "texts", "perplexity", "95 %", "unigram entropy", "95 %")
-    return Table((*columns, "distinct", "MAUVE"), tuple(rows), labels=2)
+    measures = ("texts", "perplexity", "95 %", "unigram entropy", "95 %", "distinct", "MAUVE")
+    return Table(("texts by", "setting", "cost", *measures), tuple(rows), labels=2)
 
 
 def _text_cells(quality: TextQuality) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,21 +11,21 @@ from fake_denoiser import FakeDenoiser, table_of
 from fake_task import FakeTask
 from results_of_fakes import BASE, fake_ablation
 
+from boe.defaults import SAMPLER
 from boe.denoisers import EntropyGradient, GradientRequest, Prediction
 from boe.denoisers.base import ENGINES
 from boe.evaluate import Group, Setting, Study
 from boe.evaluate.ablation import (
-    AXES,
     RIVAL,
     Variant,
     ablation_from_json,
-    custom_axis,
     study_of,
     tried_out,
     variants_of,
 )
+from boe.evaluate.ablation_axes import AXES, PARTS, custom_axis
 from boe.evaluate.statistics import holm
-from boe.samplers import BoE, sampler_from
+from boe.samplers import BoE, Deadline, EntropyBound, Margin, Strategy, sampler_from
 from boe.samplers.candidates import CANDIDATE_RULES
 from boe.samplers.steered_rows import ACTIVE_SETS, PROBE_SETS
 
@@ -38,26 +38,62 @@ def test_the_papers_rows_are_among_the_axes() -> None:
     assert axes["rho"] == [{"rho": rho} for rho in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)]
 
 
-def test_every_axis_names_options_of_boe() -> None:
-    options = {field.name for field in fields(BoE)}
+def test_every_axis_names_options_of_boe_or_parts_of_a_strategy() -> None:
+    known = {field.name for field in fields(BoE)} | {field.name for field in fields(Strategy)}
     for axis in AXES:
         for changes in axis.changes.values():
-            assert set(changes) <= options
+            assert set(changes) <= known
 
 
-@pytest.mark.parametrize("base", ["boe", "boe:preset=paper", "boe+eb:gamma=0.05"])
+def test_every_option_of_boe_is_on_an_axis_or_left_out_for_a_reason() -> None:
+    varied = {name for axis in AXES for changes in axis.changes.values() for name in changes}
+    left_out = {
+        *("bridges", "bridge_rule"),  # say nothing without active=bridges
+        *("engine", "guidance_gradient"),  # change no choice without guidance
+        *("penalty_anneal", "lookahead_tokens"),
+    }
+    assert {field.name for field in fields(BoE)} == varied - set(PARTS) | left_out
+    assert {"which", "count", "deadline", "cache"} <= varied
+
+
+@pytest.mark.parametrize("base", ["boe", "boe:preset=paper", "boe+eb:gamma=0.05", SAMPLER])
 def test_a_variant_differs_from_the_base_in_its_axis_alone(base: str) -> None:
     axes = {axis.name: axis for axis in AXES}
-    whole = sampler_from(base)
+    whole = Strategy.of(sampler_from(base))
     for variant in variants_of(base):
         if variant.axis == RIVAL or variant.sampler is None:
             continue
-        changed = sampler_from(variant.sampler)
-        policy, own = getattr(changed, "which", changed), getattr(whole, "which", whole)
-        expected = {f.name: getattr(own, f.name) for f in fields(own)}
-        expected |= axes[variant.axis].changes[variant.label]
-        assert {f.name: getattr(policy, f.name) for f in fields(policy)} == expected
-        assert getattr(changed, "count", None) == getattr(whole, "count", None)
+        changed = Strategy.of(sampler_from(variant.sampler))
+        changes = axes[variant.axis].changes[variant.label]
+        options = {name: value for name, value in changes.items() if name not in PARTS}
+        expected = replace(whole, which=replace(whole.which, **options))
+        parts = {name: value for name, value in changes.items() if name in PARTS}
+        assert changed == replace(expected, **parts)
+
+
+def test_the_default_strategy_is_taken_apart_piece_by_piece() -> None:
+    rows = {(v.axis, v.label): v.sampler for v in variants_of(SAMPLER)}
+    assert rows["count", "as the budget plans"] == "boe"
+    assert rows["count", "overlap:floor=0.99"] == "boe+overlap:floor=0.99"
+    assert rows["count", "overlap+deadline"] == "boe+overlap+deadline"
+    assert rows["which", "entropy"] == "entropy+overlap:floor=0.99+deadline"
+    assert rows["cache", "delayed"] == "boe+overlap:floor=0.99+delayed+deadline"
+    assert rows["count", "overlap:floor=0.99+deadline"] == rows["which", "boe"] == SAMPLER
+
+
+def test_an_axis_of_ones_own_can_be_a_part_of_the_strategy() -> None:
+    counts = custom_axis("count", ["none", "eb:gamma=0.2"])
+    assert dict(counts.changes) == {
+        "none": {"count": None, "deadline": None},
+        "eb:gamma=0.2": {"count": EntropyBound(0.2)},
+    }
+    assert custom_axis("deadline", ["deadline"]).changes["deadline"] == {"deadline": Deadline()}
+    assert custom_axis("which", ["margin"]).changes["margin"] == {"which": Margin()}
+    assert [v.sampler for v in variants_of("boe", [counts])][1:] == ["boe", "boe+eb:gamma=0.2"]
+    with pytest.raises(ValueError, match="'delayed' is no count of a strategy"):
+        custom_axis("count", ["delayed"])
+    with pytest.raises(ValueError, match="which must be a policy alone, got 'eb'"):
+        custom_axis("which", ["eb"])
 
 
 def test_the_impossible_is_listed_with_its_reason() -> None:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from results_of_fakes import BASE, fake_ablation, fake_comparison
+from results_of_fakes import BASE, fake_ablation, fake_comparison, prose_comparison
 
 from boe.evaluate.figures.ablation import plot_ablation
 from boe.evaluate.figures.costs import plot_comparison, plot_residual_entropy
 from boe.evaluate.figures.style import check_figure_path, looks
+from boe.evaluate.figures.texts import plot_texts
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,28 @@ def test_a_cost_that_nobody_has_gets_no_panel(drawn) -> None:
     axes = drawn(plot_comparison, fake_comparison(0, "confidence", "margin"))
     assert "backward passes per item" not in [axis.get_xlabel() for axis in axes]
     assert len(axes) == 3
+
+
+def test_texts_are_drawn_against_cost_with_real_text_across(drawn) -> None:
+    comparison = prose_comparison()
+    axes = drawn(plot_texts, comparison)
+    labels = [axis.get_ylabel() for axis in axes]
+    assert labels == ["perplexity under the scorer", "unigram entropy, nats"], "no MAUVE"
+    names = axes[1].get_legend_handles_labels()[1]
+    assert names == ["real text", "confidence", BASE, "boe:tolerance=none,rho=0.75"]
+    assert comparison.text is not None
+    (real,) = [line for line in axes[1].lines if line.get_label() == "real text"]
+    assert real.get_ydata()[0] == comparison.text.real.unigram_entropy
+    line = axes[0].containers[1].lines[0]
+    costs = {(s.sampler, s.setting): s.flop_equiv for s in comparison.summaries}
+    expected = sorted(
+        (costs[row.sampler, row.setting], row.quality.perplexity)
+        for row in comparison.text.rows
+        if row.sampler == BASE
+    )
+    assert list(zip(line.get_xdata().tolist(), line.get_ydata().tolist(), strict=True)) == expected
+    with pytest.raises(ValueError, match="writes no prose"):
+        plot_texts(fake_comparison(), Path("never.svg"))
 
 
 def test_costs_that_span_much_are_drawn_on_a_logarithmic_axis(drawn) -> None:

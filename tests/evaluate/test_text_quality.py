@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from results_of_fakes import fake_comparison
-from torch import Tensor
+from results_of_fakes import LetterScorer, fake_comparison, prose_comparison
 
 from boe.evaluate import Setting, comparison_from_json
 from boe.evaluate import text_quality as module
 from boe.evaluate.record import Record
 from boe.evaluate.tables import text_table
 from boe.evaluate.text_quality import mauve_of, require_mauve, text_quality, text_results
-
-
-@dataclass(frozen=True)
-class Scored:
-    tokens: int
-    nats: float
-    unigram_entropy: float
-    feature: Tensor
-
-
-class LetterScorer:
-    """A token per letter; "a" costs 1 nat, any other letter 3."""
-
-    def score(self, texts: Sequence[str]) -> list[Scored]:
-        return [
-            Scored(
-                len(text),
-                sum(1.0 if letter == "a" else 3.0 for letter in text),
-                float(len(set(text))),
-                torch.tensor([text.count("a"), text.count("b"), float(len(text))]),
-            )
-            for text in texts
-        ]
 
 
 def record(sampler: str, item: int, answer: str) -> Record:
@@ -87,9 +62,17 @@ def test_results_are_stored_with_the_comparison_and_read_back() -> None:
     whole = replace(fake_comparison(), text=results)
     assert comparison_from_json(whole.as_json()).text == results
     assert "text" not in fake_comparison().as_json()
-    table = text_table(results)
-    assert table.rows[0][0] == "real text"
-    assert table.rows[1][:3] == ("`one`", "1 per step", "2")
+
+
+def test_the_table_of_texts_has_what_each_cost_and_real_text_first() -> None:
+    table = text_table(prose_comparison())
+    assert table.columns[:4] == ("texts by", "setting", "cost", "texts")
+    assert table.rows[0][:4] == ("real text", "", "–", "6")
+    costs = {(s.sampler, s.setting): s.flop_equiv for s in prose_comparison().summaries}
+    assert table.rows[1][:4] == ("`confidence`", "1 per step", "4.0", "6")
+    assert [row[2] for row in table.rows[1:]] == [f"{cost:.1f}" for cost in costs.values()]
+    with pytest.raises(ValueError, match="task fake writes no prose"):
+        text_table(fake_comparison())
 
 
 def test_nothing_to_measure_is_refused() -> None:

@@ -14,7 +14,7 @@ from boe.evaluate.record import COSTS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LABELS = {
+LABELS = {
     "nfe_forward": "forwards per item",
     "n_backward": "backward passes per item",
     "flop_equiv": "cost in forwards per item",
@@ -41,8 +41,8 @@ def plot_comparison(comparison: Comparison, path: Path, costs: Sequence[str] = C
             for look, (name, members) in zip(looks(len(curves)), curves.items(), strict=True):
                 _draw_curve(axis, name, members, cost, look)
             _draw_frontier(axis, summaries, cost)
-            _set_scale(axis, [getattr(s, cost) for s in summaries])
-            axis.set_xlabel(_LABELS[cost])
+            set_scale(axis, [getattr(s, cost) for s in summaries])
+            axis.set_xlabel(LABELS[cost])
             axis.set_ylim(0, 1)
         axes[0].set_ylabel("share of right answers")
         handles, labels = axes[-1].get_legend_handles_labels()
@@ -119,7 +119,7 @@ def _draw_frontier(axis: Axes, summaries: Sequence[Summary], cost: str) -> None:
     )
 
 
-def _set_scale(axis: Axes, values: Sequence[float]) -> None:
+def set_scale(axis: Axes, values: Sequence[float]) -> None:
     """Logarithmic where costs span a large range; zero then stays out of the picture."""
     if min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC_FROM:
         from matplotlib.ticker import LogLocator, ScalarFormatter
