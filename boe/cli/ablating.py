@@ -59,7 +59,7 @@ def run_ablation(
     with console.status("trying the variants out"):
         first = task.items(1, plan.study.item_seed, plan.study.split)[0]
         setting = plan.study.groups[0].settings[0]
-        variants = tried_out(variants, task.denoiser(), first, setting)
+        variants = tried_out(variants, task.denoiser(), first, setting, task)
     study = study_of(plan.base, variants, plan.study)
     run = run_by(study, task, console, None if output is None else output / RECORDS)
     ablation = ablation_of(plan.base, plan.axes, variants, analyse(run))

@@ -15,7 +15,7 @@ from boe.evaluate.statistics import holm
 from boe.evaluate.stored import with_setting
 from boe.evaluate.study import Cell, Group, Study
 from boe.samplers import BoE, Strategy, sampler_from, spec_of
-from boe.tasks import TaskItem
+from boe.tasks import Task, TaskItem
 
 SCHEMA = "boe/ablate/1"
 
@@ -128,18 +128,23 @@ def variants_of(base: str, axes: Sequence[Axis] = AXES) -> list[Variant]:
 
 
 def tried_out(
-    variants: Sequence[Variant], denoiser: Denoiser, item: TaskItem, setting: Setting
+    variants: Sequence[Variant],
+    denoiser: Denoiser,
+    item: TaskItem,
+    setting: Setting,
+    task: Task | None = None,
 ) -> list[Variant]:
     """The variants, those refused that cannot decode ``item``.
 
-    Options may not fit a vocabulary or an architecture, which only a decode shows.
+    Options may not fit a vocabulary or an architecture, which only a decode shows. The
+    ``task`` has the rule that some parts need.
     """
     kept = []
     for variant in variants:
         name = variant.sampler
         if name is not None:
             try:
-                run_cell(denoiser, [item.canvas], [item.number], Cell(name, setting, 0, name))
+                run_cell(denoiser, [item.canvas], [item.number], Cell(name, setting, 0, name), task)
             except ValueError as error:
                 variant = replace(variant, sampler=None, refused=str(error))
         kept.append(variant)

@@ -39,7 +39,7 @@ def _label(value: Any) -> str:
     return plain[value] if value is None or isinstance(value, bool) else str(value)
 
 
-PARTS = ("which", "count", "deadline", "cache", "remask", "tokens")
+PARTS = ("which", "count", "deadline", "cache", "remask", "tokens", "verifier", "backtrack")
 """Fields of a :class:`boe.Strategy` that an axis can change, beside BoE's options."""
 
 

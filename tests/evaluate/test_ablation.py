@@ -28,6 +28,7 @@ from boe.evaluate.statistics import holm
 from boe.samplers import BoE, Deadline, EntropyBound, Margin, Strategy, sampler_from
 from boe.samplers.candidates import CANDIDATE_RULES
 from boe.samplers.steered_rows import ACTIVE_SETS, PROBE_SETS
+from boe.tasks import TASKS
 
 
 def test_the_papers_rows_are_among_the_axes() -> None:
@@ -94,6 +95,16 @@ def test_an_axis_of_ones_own_can_be_a_part_of_the_strategy() -> None:
         custom_axis("count", ["delayed"])
     with pytest.raises(ValueError, match="which must be a policy alone, got 'eb'"):
         custom_axis("which", ["eb"])
+
+
+def test_parts_that_need_a_rule_are_tried_out_with_that_of_the_task() -> None:
+    axis = custom_axis("backtrack", ["none", "backtrack:limit=3"])
+    variants = variants_of("boe", [axis])
+    task = TASKS["countdown"]("hard")
+    (item,) = task.items(1, seed=0)
+    assert tried_out(variants, task.denoiser(), item, Setting(3), task) == variants
+    ruleless = tried_out(variants, task.denoiser(), item, Setting(3))
+    assert [v.label for v in ruleless if v.refused] == ["backtrack:limit=3"]
 
 
 def test_the_impossible_is_listed_with_its_reason() -> None:
