@@ -105,7 +105,8 @@ def prompt_ids(loaded: LoadedModel, prompt: str, length: int) -> Tensor:
         ids = torch.cat([ids[:cut], torch.full((length,), mask_id), ids[cut:]])
     if not bool((ids == mask_id).any()):
         raise ValueError(
-            f"the prompt holds no {tokenizer.mask_token} and --length is 0: nothing to fill in"
+            f"the prompt holds no {tokenizer.mask_token or f'mask (id {mask_id})'} and --length "
+            "is 0: nothing to fill in"
         )
     return ids
 
@@ -115,6 +116,9 @@ def _ids_of(tokenizer: Any, option: str, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     if not ids:
         raise ValueError(f"--{option} {text!r} is no text to this tokenizer")
+    unknown = tokenizer.unk_token_id
+    if unknown in ids and tokenizer.unk_token not in text:
+        raise ValueError(f"--{option} {text!r} holds what is no token of this tokenizer")
     return ids
 
 

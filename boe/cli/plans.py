@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boe.evaluate.ablation import AXES, Axis, custom_axis, variants_of
+from boe.evaluate.ablation import variants_of
+from boe.evaluate.ablation_axes import AXES, Axis, custom_axis
 from boe.evaluate.fidelity.study import SCORES, FidelityStudy
 from boe.evaluate.fidelity.truth import TruthOptions
 from boe.evaluate.study import Group, Study, settings_of

@@ -17,7 +17,7 @@ from boe.scaling.engine import ReplicaExecutor, ShardTask, cluster_executor, exe
 from boe.scaling.job import GenerationJob, JobFolder, ModelSource
 from boe.scaling.merging import Merged, first_failures, forget_failures, merge
 from boe.scaling.rank_group import RankGroup
-from boe.scaling.replicas import last_line, replica_count, run_replicas
+from boe.scaling.replicas import replica_count, run_replicas
 from boe.scaling.studies import StudyJob, gather
 from boe.scaling.worker import KINDS
 from boe.tasks import Task
@@ -210,11 +210,17 @@ def _run_here(
             progress.update(bar, completed=sum(folder.marker(s).exists() for s in shards))
 
         where = (folder.path, folder.workers)
-        ended = run_replicas(kind, *where, shards, count, device, sharding.threads, show_markers)
+        try:
+            ended = run_replicas(
+                kind, *where, shards, count, device, sharding.threads, show_markers
+            )
+        except (KeyboardInterrupt, SystemExit):
+            console.print("stopped: what is done is kept, and the same command goes on from there")
+            raise
     if ended:
         left = [shard for shard in shards if not folder.marker(shard).exists()]
         raise RuntimeError(
-            f"{'; '.join(f'{one}: {last_line(one.log)}' for one in ended)}. Shards {_listed(left)} "
+            f"{'; '.join(one.reason for one in ended)}. Shards {_listed(left)} "
             "are unfinished; what they have is kept, and the same command goes on from there"
         )
 

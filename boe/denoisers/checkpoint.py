@@ -172,7 +172,10 @@ def _safetensors_headers(folder: Path) -> dict[str, StoredTensor]:
     promised = _index(folder / INDEX_FILE)
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(promised.values())):
-        found.update(_header(_inside(folder, shard)))
+        for name, tensor in _header(_inside(folder, shard)).items():
+            # Of a tensor that several shards hold the index says which one counts.
+            if name not in found or promised.get(name) == shard:
+                found[name] = tensor
     absent = [name for name in promised if name not in found]
     if absent:
         raise CheckpointError(

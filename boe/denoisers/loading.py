@@ -16,6 +16,7 @@ import torch
 from boe.denoisers.attention_denoiser import AttentionDenoiser, check_block_length
 from boe.denoisers.base import UnsupportedModel
 from boe.denoisers.checkpoint import Checkpoint, first_line, read_config
+from boe.denoisers.placement import require_device
 from boe.denoisers.published import Blueprint, blueprint_of
 from boe.denoisers.tensor_parallel import act_together, device_of, lay_out
 from boe.denoisers.transformers_loading import load_with_transformers
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedTokenizerBase
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _PUBLISHED_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 
 
@@ -69,23 +71,24 @@ def load_model(
             no model that we build ourselves.
         block_length: of a block-causal model that was trained with other blocks than its
             config or family says.
-        mesh: of one dimension: the ranks that the layers are shared out over. Masked LMs
-            that transformers loads (EuroBERT) are read whole by every rank, on the CPU, and
-            shared out then.
+        mesh: of one dimension: the ranks that the layers are shared out over.
 
     Raises:
         FileNotFoundError: nothing can be loaded from ``source``; the message says why.
         UnsupportedModel: no masked LM, no mask token, or an architecture that cannot be
             used (see :class:`boe.denoisers.transformers_model.TransformersDenoiser`), or not
             with a mesh: no plan, or one of another kind, remote code, a quantised model.
-        ValueError: a mesh and a device, a mesh of several dimensions, or one that does not
-            divide the model's heads or MLP columns.
+        ValueError: a device that torch does not have, a mesh and a device, a mesh of several
+            dimensions, or one that does not divide the model's heads or MLP columns.
+        TypeError: ``dtype`` is no floating dtype of torch.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating torch.dtype or None, got {dtype!r}")
     if mesh is not None and device is not None:
         raise ValueError(f"device is the mesh's where a mesh is given, got {str(device)!r}")
+    device = require_device("cpu" if device is None else device)
     for place in (source, tokenizer):
         _require_directory(place)
-    device = "cpu" if device is None else device
     folder, blueprint = _published(str(source), allow_pickle)
     if block_length is not None:
         check_block_length(block_length)
@@ -170,6 +173,11 @@ def load_tokenizer(
                 f"{place} holds no tokenizer, as {blueprint.format} checkpoints are published "
                 "without one; give tokenizer, usually 'gpt2'"
             ) from error
+        if own and not any((Path(folder) / name).exists() for name in _TOKENIZER_FILES):
+            raise FileNotFoundError(
+                f"{place} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); give tokenizer, a "
+                "directory or Hub id that has the model's"
+            ) from error
         raise FileNotFoundError(
             f"cannot load the tokenizer of {place}: {first_line(error)}"
         ) from error
@@ -182,8 +190,11 @@ def unnamed_ids(blueprint: Blueprint, tokenizer: PreTrainedTokenizerBase) -> tup
 
 
 def _require_directory(place: str | Path | None) -> None:
-    """Raise where ``place`` is not there and can be no id of the Hub, which would not say so."""
+    """Raise where ``place`` is a file, or is not there and can be no id of the Hub, which would
+    not say so."""
     named = str(place or "")
+    if Path(named).is_file():
+        raise FileNotFoundError(f"cannot load {place}: it is a file; give the directory it is in")
     is_path = named.startswith(("/", ".", "~")) or named.count("/") > 1
     if is_path and not Path(named).exists():
         raise FileNotFoundError(f"cannot load {place}: there is no such directory")

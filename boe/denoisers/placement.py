@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 
 from boe.denoisers.attention_denoiser import AttentionDenoiser
@@ -29,15 +31,28 @@ def dtype_named(name: str) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def require_device(name: str) -> str:
-    """``name``, if torch can use that device.
+Device = TypeVar("Device", bound=str | torch.device)
+
+
+def require_device(device: Device) -> Device:
+    """``device``, if torch can use it.
 
     Raises:
-        ValueError: it asks for a GPU and there is none.
+        ValueError: torch knows no such device, or it asks for a GPU that is not there.
     """
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} is not available: torch sees no GPU")
-    return name
+    try:
+        known = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be one of torch's, such as cuda:1, got {device!r}"
+        ) from error
+    if known.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {str(device)!r} is not available: torch sees no GPU")
+        count = torch.cuda.device_count()
+        if known.index is not None and known.index >= count:
+            raise ValueError(f"device {str(device)!r} is not available: torch sees {count} GPUs")
+    return device
 
 
 def check_compilation(name: str) -> None:

@@ -43,8 +43,8 @@ def probe(denoiser: TransformersDenoiser, mask_id: int) -> Capabilities:
     Sets ``denoiser.capabilities`` on the way, as its own runs depend on them.
 
     Raises:
-        UnsupportedModel: our attention is not called, or running from embeddings does not
-            reproduce running from ids.
+        UnsupportedModel: logits are NaN, our attention is not called, or running from
+            embeddings does not reproduce running from ids.
     """
     name = type(denoiser.model).__name__
     ids = _probe_ids(denoiser, mask_id)
@@ -53,6 +53,12 @@ def probe(denoiser: TransformersDenoiser, mask_id: int) -> Capabilities:
         expected = denoiser.model(input_ids=ids, **denoiser.attention_options(recording)).logits
     except TypeError as error:
         raise UnsupportedModel(f"{name} does not take extra forward arguments: {error}") from error
+    if bool(expected.isnan().any()):
+        raise UnsupportedModel(
+            f"the logits of {name} are NaN for a few tokens: weights are damaged, or "
+            f"{str(expected.dtype).removeprefix('torch.')} does not hold what the model computes "
+            "(`boe doctor` names such weights)"
+        )
     if not recording.layers:
         raise UnsupportedModel(
             f"{name} never called {ATTENTION_NAME!r}: its attention does not go through "

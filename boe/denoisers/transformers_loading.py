@@ -12,9 +12,16 @@ import torch
 
 from boe.denoisers.attention_denoiser import AttentionDenoiser
 from boe.denoisers.base import UnsupportedModel
-from boe.denoisers.checkpoint import first_line, refuse_pickles
+from boe.denoisers.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    PickledWeights,
+    first_line,
+    refuse_pickles,
+)
 from boe.denoisers.published import FORMATS
-from boe.denoisers.tensor_parallel import check_layout, parallelise
+from boe.denoisers.tensor_parallel import act_together, check_layout, device_of, lay_out
+from boe.denoisers.weights import KeyMap, load_weights
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -33,8 +40,8 @@ def load_with_transformers(
 ) -> tuple[AttentionDenoiser, PreTrainedTokenizerBase]:
     """The denoiser and the tokenizer of a checkpoint that is none of the published formats.
 
-    Arguments and errors are those of :func:`boe.load_model`; ``device`` is the CPU where there
-    is a mesh, to which the model goes from there.
+    Arguments and errors are those of :func:`boe.load_model`; ``device`` counts only where there
+    is no mesh.
     """
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
@@ -60,17 +67,21 @@ def load_with_transformers(
             raise UnsupportedModel(f"{source} ({config.model_type}) has no masked-LM class")
     if mesh is not None:
         check_layout(source, config, mesh)
+    absent: list[str] = []
     with _loading(source, allow_pickle):
-        loader: Any = _remote_class(own_code, source) if remote else AutoModelForMaskedLM
-        model, report = loader.from_pretrained(
-            source,
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            trust_remote_code=remote,
-            use_safetensors=None if allow_pickle else True,
-        )
+        if mesh is None:
+            loader: Any = _remote_class(own_code, source) if remote else AutoModelForMaskedLM
+            model, report = loader.from_pretrained(
+                source,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                trust_remote_code=remote,
+                use_safetensors=None if allow_pickle else True,
+            )
+            absent = sorted(report["missing_keys"])
+        else:
+            model = _read_in_parts(source, config, dtype, mesh)
         words = AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=remote)
-    absent = sorted(report["missing_keys"])
     if absent:
         # transformers fills these in at random and only logs it.
         raise FileNotFoundError(
@@ -82,10 +93,48 @@ def load_with_transformers(
     special = set(words.all_special_ids) - {mask_id}
     unnamed = range(len(words), model.get_input_embeddings().weight.shape[0])
     suppressed = (*sorted(special), *unnamed)
-    denoiser = _denoiser(model.to(device), mask_id, suppressed, remote)
     if mesh is not None:
-        parallelise(denoiser, mesh)
-    return denoiser, words
+        return act_together(_denoiser(model, mask_id, suppressed, remote), mesh), words
+    return _denoiser(model.to(device), mask_id, suppressed, remote), words
+
+
+def _read_in_parts(source: str, config: Any, dtype: torch.dtype | None, mesh: DeviceMesh) -> Any:
+    """transformers' own masked LM, of whose layers this rank reads its part.
+
+    Under the names that ``save_pretrained`` gives them: what transformers renames while it
+    loads is not renamed here, and reported as missing and unexpected.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    checkpoint = Checkpoint.open(_local_folder(source), allow_pickle=True)
+    if checkpoint.pickled:
+        raise PickledWeights(
+            f"cannot load {source} in parts: its weights are pickled; save it once with "
+            "transformers' save_pretrained, which writes safetensors"
+        )
+    with torch.device("meta"):
+        model = MODEL_FOR_MASKED_LM_MAPPING[type(config)](config)
+    stored = set(model.state_dict())
+    # What is computed from the config, as rotary angles are, is no part of a checkpoint and
+    # cannot be left without memory.
+    for name, module in list(model.named_modules()):
+        if any(buffer not in stored for buffer, _ in module.named_buffers(name, recurse=False)):
+            model.set_submodule(name, type(module)(config))
+    lay_out(model, mesh)
+    # A parameter that is tied is there once.
+    names = [name for name, _ in model.named_parameters()]
+    names += [name for name, _ in model.named_buffers() if name in stored]
+    keys = KeyMap({name: name for name in names}, ignored=frozenset(stored.difference(names)))
+    load_weights(checkpoint, model, keys, device=device_of(mesh), dtype=dtype)
+    return model
+
+
+def _local_folder(source: str) -> Path:
+    if Path(source).exists():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
 
 
 @contextmanager
@@ -93,7 +142,7 @@ def _loading(source: str, allow_pickle: bool) -> Iterator[None]:
     """Turns what transformers raises about ``source`` into one error that names it."""
     try:
         yield
-    except UnsupportedModel:
+    except (UnsupportedModel, CheckpointError):
         raise
     except Exception as error:
         # Damaged files surface as many kinds of exception, which all mean this.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from boe.denoisers import UnsupportedModel
 from boe.lm_eval import MODEL, PROTOCOLS, register
 from boe.lm_eval.costs import failures_in, read_costs, summary_lines
 from boe.lm_eval.settings import EvaluationSettings
@@ -20,7 +21,8 @@ def main() -> None:
 
     The model ``boe`` and the folder of protocols are added. With ``--output_path`` the
     costs of every request are kept there too, unless the argument ``costs`` says where.
-    Exits with 1 if requests failed and were kept, with 2 if an argument does not fit.
+    Exits with 1 if requests failed and were kept, or if a checkpoint, data or a folder cannot
+    be used, with 2 if an argument does not fit.
     """
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
@@ -47,7 +49,12 @@ def main() -> None:
 
         BoeLM(**asdict(settings)).follow()
         return
-    harness.execute(arguments)
+    try:
+        harness.execute(arguments)
+    except (OSError, UnsupportedModel) as error:
+        # A checkpoint, data or a folder of results that cannot be used.
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     if shared_out:
         from boe.scaling.rank_group import RankGroup
 

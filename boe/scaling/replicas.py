@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+CANNOT_WRITE = 74
+"""The status of a replica that found the disk full: its log, on the same disk, may not say so."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,25 @@ class Ended:
     def __str__(self) -> str:
         if self.status < 0:
             how = f"was ended by {signal.Signals(-self.status).name}"
+        elif self.status == CANNOT_WRITE:
+            how = "could not write: the disk is full, or a limit on files is reached"
         else:
             how = f"ended with status {self.status}"
         return f"replica {self.number} {how} ({self.log})"
+
+    @property
+    def reason(self) -> str:
+        """The same, and the last line of its log; on a full disk that could be any line."""
+        return str(self) if self.status == CANNOT_WRITE else f"{self}: {last_line(self.log)}"
+
+
+def end_with_parent() -> None:
+    """Have this process ended when the command that started it is, even by SIGKILL (on Linux).
+
+    It would hold its GPU, and the locks on its shards, while the command is run again.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def replica_count(device: str, wanted: int | None) -> int:
@@ -71,6 +93,8 @@ def run_replicas(
 ) -> list[Ended]:
     """Start replicas and wait for all of them; one that dies leaves the others at work.
 
+    Ctrl-C and SIGTERM end them all.
+
     Args:
         kind: which work (:data:`boe.scaling.worker.KINDS`).
         shards: what is to be done, dealt to the replicas in turn.
@@ -90,28 +114,29 @@ def run_replicas(
     ended: list[Ended] = []
     paths = [logs / f"{number:03d}.log" for number in range(count)]
     try:
-        for number in range(count):
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-            if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = gpus[number]
-            mine = ",".join(map(str, shards[number::count]))
-            with paths[number].open("wb") as log:
-                running[number] = subprocess.Popen(
-                    [sys.executable, "-m", "boe.scaling.worker", kind, str(folder), mine],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                )
-        while running:
-            time.sleep(_POLL_SECONDS)
-            on_poll()
-            for number, process in list(running.items()):
-                status = process.poll()
-                if status is not None:
-                    del running[number]
-                    if status:
-                        ended.append(Ended(number, status, paths[number]))
+        with _ended_by_sigterm():
+            for number in range(count):
+                environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+                if gpus:
+                    environment["CUDA_VISIBLE_DEVICES"] = gpus[number]
+                mine = ",".join(map(str, shards[number::count]))
+                with paths[number].open("wb") as log:
+                    running[number] = subprocess.Popen(
+                        [sys.executable, "-m", "boe.scaling.worker", kind, str(folder), mine],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env=environment,
+                    )
+            while running:
+                time.sleep(_POLL_SECONDS)
+                on_poll()
+                for number, process in list(running.items()):
+                    status = process.poll()
+                    if status is not None:
+                        del running[number]
+                        if status:
+                            ended.append(Ended(number, status, paths[number]))
     finally:
         _stop(list(running.values()))
     return ended
@@ -121,6 +146,23 @@ def last_line(log: Path) -> str:
     """The last line that a replica printed: what ended it, if it is an exception."""
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it printed nothing"
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM leaves the block by SystemExit, as Ctrl-C does by KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -67,6 +67,8 @@ class Texts:
         ids = self.encode(token)
         if len(ids) != 1:
             raise ValueError(f"{argument} must hold single tokens, {token!r} is {len(ids)}")
+        if ids[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token:
+            raise ValueError(f"{argument} must hold single tokens, {token!r} is none")
         return ids[0]
 
     def end_ids(self, named: Sequence[str] | None) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from tiny_checkpoints import save_tiny_bert
 from typer.testing import CliRunner, Result
 
@@ -19,6 +20,7 @@ import boe_kernels
 from boe.cli.app import app
 from boe.cli.lists import split_numbers, split_samplers, split_values
 from boe.cli.training import training_config
+from boe.defaults import SAMPLER
 from boe.tasks.countdown.task import CountdownTask
 from boe.tasks.sudoku.model import train_sudoku
 from boe.tasks.sudoku.task import SudokuTask
@@ -78,7 +80,7 @@ def test_solve_prints_the_grid_and_its_cost() -> None:
 
 
 def test_solve_writes_json_to_standard_output_and_nothing_else() -> None:
-    result = invoke("solve", PUZZLE, "--tokens-per-step", 6, "--json", "-")
+    result = invoke("solve", PUZZLE, "--sampler", "boe", "--tokens-per-step", 6, "--json", "-")
     content = strict_json(result.stdout)
     assert content["schema"] == "boe/solve/1"
     assert content["puzzle"] == PUZZLE.replace(".", "0")
@@ -110,9 +112,28 @@ def test_a_wrong_answer_exits_with_1_and_names_the_broken_rule() -> None:
 
 
 def test_solve_can_be_watched_where_there_is_no_terminal() -> None:
-    result = invoke("solve", PUZZLE, "--watch", "--tokens-per-step", 6)
+    result = invoke("solve", PUZZLE, "--sampler", "boe", "--watch", "--tokens-per-step", 6)
     assert result.exit_code == 0, result.output
     assert "step 3" in result.output
+
+
+def test_solve_takes_the_default_strategy_as_generate_does() -> None:
+    content = strict_json(invoke("solve", PUZZLE, "--json", "-").stdout)
+    assert content["sampler"] == SAMPLER
+    assert content["steps"] < PUZZLE.count("."), "what is nearly certain goes at once"
+
+
+def test_solve_goes_back_to_wrong_guesses_where_it_is_asked_to() -> None:
+    puzzle = "010500040002400000004000786000000000070600001031002005080024000200701600900060020"
+    assert invoke("solve", puzzle, "--sampler", "threshold:value=0.99").exit_code == 1
+    assert invoke("solve", puzzle, "--sampler", "threshold:value=0.99+backtrack").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["demo", "compare", "watch"])
+def test_what_compares_samplers_shows_the_default_beside_boe_alone(command: str) -> None:
+    commands = typer.main.get_command(app).commands
+    (option,) = [o for o in commands[command].params if o.name == "samplers"]
+    assert set(split_samplers(option.default)) >= {"confidence", "boe", SAMPLER}
 
 
 @pytest.mark.parametrize(

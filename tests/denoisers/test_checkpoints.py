@@ -177,6 +177,37 @@ def test_tensors_that_the_index_promises_and_no_shard_holds_are_named(tmp_path: 
         Checkpoint.open(folder)
 
 
+def test_of_a_tensor_in_two_shards_the_one_that_the_index_names_is_read(tmp_path: Path) -> None:
+    state = random_state(LLADA)
+    folder = write_checkpoint(tmp_path, LLADA, state)
+    name = next(iter(json.loads((folder / INDEX).read_text())["weight_map"]))
+    stale = load_file(shard(folder, 3)) | {name: torch.full_like(state[name], 7.0)}
+    save_file(stale, shard(folder, 3))
+    stored = Checkpoint.open(folder)
+    assert stored.tensors[name].file == shard(folder, 1)
+    assert torch.equal(dict(stored.stream())[name], state[name])
+
+
+def test_a_model_whose_weights_are_nan_is_refused_as_that(tmp_path: Path) -> None:
+    state = random_state(LLADA)
+    state["model.transformer.blocks.1.ff_out.weight"][0, 0] = torch.nan
+    with pytest.raises(UnsupportedModel, match="logits of LlamaForCausalLM are NaN"):
+        built(write_checkpoint(tmp_path, LLADA, state))
+
+
+def test_a_published_checkpoint_without_its_tokenizer_is_told_apart_from_a_damaged_one(
+    tmp_path: Path,
+) -> None:
+    folder = write_checkpoint(tmp_path, LLADA, random_state(LLADA))
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no tokenizer \(tokenizer\.json, .+\); give"
+    ):
+        load_model(folder)
+    (folder / "tokenizer.json").write_text("{not json")
+    with pytest.raises(FileNotFoundError, match="cannot load the tokenizer of"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("place", ["../outside.safetensors", "/outside.safetensors", "a/b"])
 def test_an_index_that_leads_outside_the_folder_is_refused(place: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, LLADA, random_state(LLADA))

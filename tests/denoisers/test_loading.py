@@ -13,6 +13,7 @@ from transformers import AutoModelForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from boe import load_model
 from boe.denoisers import UnsupportedModel
+from boe.denoisers.placement import require_device
 
 
 def test_a_saved_checkpoint_loads_with_its_tokenizer(tmp_path: Path) -> None:
@@ -57,6 +58,37 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     save_tiny_bert(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"cannot load \./nowhere: there is no such"):
         load_model(tmp_path, tokenizer="./nowhere")
+
+
+def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
+    save_tiny_bert(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"safetensors: it is a file; give the directory"):
+        load_model(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"^device .*'{device}'"):
+        load_model(tmp_path / "nowhere", device=device)
+
+
+def test_a_gpu_too_many_is_refused_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert require_device("cuda:1") == "cuda:1"
+    with pytest.raises(ValueError, match="'cuda:2' is not available: torch sees 2 GPUs"):
+        require_device("cuda:2")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8])
+def test_a_dtype_that_is_none_of_torchs_floating_ones_is_refused(
+    dtype: object, tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match=r"dtype must be a floating torch\.dtype or None, got"):
+        load_model(tmp_path, dtype=dtype)
 
 
 def test_damaged_weights_are_reported_in_one_line(tmp_path: Path) -> None:

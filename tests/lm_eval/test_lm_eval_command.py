@@ -12,6 +12,7 @@ from pathlib import Path
 import lm_eval.tasks
 import pytest
 from lm_eval.api.registry import model_registry
+from tiny_checkpoints import save_tiny_bert
 
 import boe.lm_eval
 from boe.lm_eval.__main__ import main
@@ -84,6 +85,21 @@ def test_an_embedded_model_that_does_not_exist_is_named(command) -> None:  # typ
         command(
             "--model", "boe", "--model_args", "pretrained=embedded:chess", "--tasks", "boe_sudoku4"
         )
+
+
+def test_a_checkpoint_that_cannot_be_used_is_named_in_one_line(
+    command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ("--model", "boe", "--tasks", "boe_sudoku4", "--limit", "1", "--device", "cpu")
+    folder = save_tiny_bert(tmp_path, mask_token=False)
+    for source, message in (
+        (folder, f"error: the tokenizer of {folder} has no mask token; give mask_id"),
+        (tmp_path / "nowhere", f"error: cannot load {tmp_path}/nowhere: there is no such"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            command(*given, "--model_args", f"pretrained={source}")
+        assert caught.value.code == 1
+        assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)
 
 
 RANKED = """

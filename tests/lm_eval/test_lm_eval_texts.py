@@ -75,6 +75,12 @@ def test_the_ends_of_text_and_turn_are_known_and_can_be_named(plain: Texts) -> N
         plain.end_ids(["ab"])
 
 
+def test_a_word_that_the_tokenizer_does_not_know_is_no_token(framed: Texts) -> None:
+    assert framed.id_of("eos", "[UNK]") == framed.tokenizer.unk_token_id
+    with pytest.raises(ValueError, match="eos must hold single tokens, 'zebra' is none"):
+        framed.id_of("eos", "zebra")
+
+
 def test_chat_templates_open_a_turn_or_go_on_with_the_last(plain: Texts) -> None:
     plain.tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"

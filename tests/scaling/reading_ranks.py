@@ -155,12 +155,21 @@ def masked_lm(folder: Path, mesh: DeviceMesh) -> dict[str, Any]:
         "narrow": {"dtype": torch.float32},
         "shared": {"mesh": mesh},
     }
+    sizes = {}
     for kind, options in places.items():
-        denoiser = load_model(folder, mask_id=MASK, **options).denoiser
-        make_exact(denoiser.model, {})  # type: ignore[attr-defined]
+        with watching():
+            denoiser = load_model(folder, mask_id=MASK, **options).denoiser
+        model: Any = denoiser.model  # type: ignore[attr-defined]
+        sizes[kind] = held(model)
+        cut = sum(p.numel() * 8 for p in model.parameters() if isinstance(p, DTensor))
+        make_exact(model, {})
         found[kind] = measured(denoiser)
     truth = found["whole"]
     return {
+        "read": Watched.read,
+        "held": sizes["shared"],
+        "due": sizes["whole"] - cut // 2,
+        "all": sizes["whole"],
         "errors": {key: float((found["shared"][key] - truth[key]).norm()) for key in truth},
         "float32": {
             key: float((found["narrow"][key].double() - truth[key]).norm()) for key in truth
@@ -200,6 +209,13 @@ def refusals(folder: Path, ready: Path, mesh: DeviceMesh, square: DeviceMesh) ->
     content = json.loads((quantised / "config.json").read_text())
     content["quantization_config"] = {"quant_method": "fp8"}
     (quantised / "config.json").write_text(json.dumps(content))
+    misshaped, bins = folder / "misshaped", folder / "bins"
+    for place in (misshaped, bins):
+        shutil.copytree(ready / "eurobert", place)
+    content = json.loads((misshaped / "config.json").read_text())
+    (misshaped / "config.json").write_text(json.dumps({**content, "intermediate_size": 24}))
+    (bins / "model.safetensors").unlink()
+    torch.save({"x": torch.zeros(1)}, bins / "pytorch_model.bin")
     calls: dict[str, Callable[[], Any]] = {
         "device": lambda: load_model(llada, mesh=mesh, device="cpu"),
         "square": lambda: load_model(llada, mesh=square),
@@ -209,6 +225,8 @@ def refusals(folder: Path, ready: Path, mesh: DeviceMesh, square: DeviceMesh) ->
         "remote": lambda: load_model(remote, mesh=mesh, trust_remote_code=True),
         "quantised": lambda: load_model(quantised, mesh=mesh, mask_id=MASK),
         "bert": lambda: load_model(bert, mesh=mesh),
+        "eurobert of another shape": lambda: load_model(misshaped, mesh=mesh, mask_id=MASK),
+        "eurobert, pickled": lambda: load_model(bins, mesh=mesh, mask_id=MASK, allow_pickle=True),
         "mdlm": lambda: load_model(
             checkpoint("mdlm", "mdlm"), mesh=mesh, tokenizer=folder / "llada"
         ),

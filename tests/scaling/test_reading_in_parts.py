@@ -77,7 +77,7 @@ def test_a_model_that_is_shared_out_has_the_fingerprint_of_the_whole(
     assert all(rank["read"][kind]["same fingerprint"] for rank in ranks)
 
 
-def test_a_masked_lm_that_transformers_reads_is_shared_out_too(ranks: list[dict[str, Any]]) -> None:
+def test_a_masked_lm_of_transformers_is_shared_out_too(ranks: list[dict[str, Any]]) -> None:
     narrower = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     for found in (rank["masked LM"] for rank in ranks):
         assert set(found["errors"]) == {"logits", "replay", "late", "dense", "bridges"}
@@ -86,7 +86,19 @@ def test_a_masked_lm_that_transformers_reads_is_shared_out_too(ranks: list[dict[
             assert error <= FACTOR * narrower * found["float32"][what], what
 
 
+def test_of_a_masked_lm_of_transformers_a_rank_reads_and_holds_its_part_only(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for found in (rank["masked LM"] for rank in ranks):
+        assert found["read"] == found["held"] == found["due"] < 0.7 * found["all"]
+
+
 REFUSALS = {
+    "eurobert, pickled": (
+        "PickledWeights",
+        "cannot load bins in parts: its weights are pickled; save it once with transformers' "
+        "save_pretrained, which writes safetensors",
+    ),
     "device": ("ValueError", "device is the mesh's where a mesh is given, got 'cpu'"),
     "square": ("ValueError", "mesh must have one dimension, got 2"),
     "pickled": (
@@ -152,3 +164,6 @@ def test_weights_that_do_not_fit_are_named_as_without_a_mesh(ranks: list[dict[st
         assert "8 unexpected: model.transformer.blocks.3." in said
         assert "model.transformer.blocks.0.ff_proj.weight is [48, 32], not [24, 32]" in said
         assert [kind, said, read] == rank["refusals"]["misfit alone"]
+        kind, said, read = rank["refusals"]["eurobert of another shape"]
+        assert (kind, read) == ("CheckpointError", 0)
+        assert "model.layers.0.mlp.gate_proj.weight is [48, 32], not [24, 32]" in said

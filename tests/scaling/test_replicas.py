@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from boe.scaling import replicas
+from boe.scaling import replicas, worker
 from boe.scaling.replicas import Ended, last_line, replica_count, run_replicas, visible_gpus
 
 PROGRAM = """
@@ -20,6 +24,46 @@ if sys.argv[-1] == "0,2":
 if sys.argv[-1] == "4":
     os.kill(os.getpid(), 9)
 """
+
+
+SLEEPING = """
+import os, sys, time
+from pathlib import Path
+from boe.scaling import replicas
+start = replicas.subprocess.Popen
+asleep = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+if sys.argv[2] == "with parent":
+    asleep = "from boe.scaling.replicas import end_with_parent; end_with_parent(); " + asleep
+replicas.subprocess.Popen = lambda command, **options: start(
+    [sys.executable, "-c", asleep], **options
+)
+folder = Path(sys.argv[1])
+replicas.run_replicas("generation", folder, folder, [0, 1], 2, "cpu", 1)
+"""
+
+
+def sleeping_replicas(folder: Path, kind: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """A process with two replicas that sleep, and these."""
+    parent = subprocess.Popen([sys.executable, "-c", SLEEPING, str(folder), kind])
+    logs = [folder / "000.log", folder / "001.log"]
+    until = time.monotonic() + 60
+    while not all(log.exists() and log.read_text().endswith("\n") for log in logs):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return parent, [int(log.read_text()) for log in logs]
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended within a while; nobody need have asked how."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.fixture
@@ -66,6 +110,41 @@ def test_a_replica_that_dies_leaves_the_others_at_work_and_is_named(
     assert last_line(by_number[0].log) == "ValueError: no model"
     assert by_number[1].status == -signal.SIGKILL
     assert "replica 1 was ended by SIGKILL" in str(by_number[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("number", "kind", "status"),
+    [(signal.SIGTERM, "alone", 128 + signal.SIGTERM), (signal.SIGKILL, "with parent", -9)],
+)
+def test_replicas_end_with_the_command_that_started_them(
+    tmp_path: Path, number: signal.Signals, kind: str, status: int
+) -> None:
+    parent, replicas_of_it = sleeping_replicas(tmp_path, kind)
+    parent.send_signal(number)
+    assert parent.wait(timeout=30) == status
+    assert all(is_gone(pid) for pid in replicas_of_it)
+
+
+def test_a_replica_that_finds_the_disk_full_says_so_by_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(code: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(worker.JobFolder, "content", lambda self: {"shards": 1})
+    monkeypatch.setattr(worker.os, "_exit", sys.exit)
+    for code, raised in ((errno.ENOSPC, SystemExit), (errno.EACCES, PermissionError)):
+        monkeypatch.setattr(worker.ReplicaExecutor, "run", lambda self, code=code: failing(code))
+        with pytest.raises(raised) as caught:
+            worker.main(["generation", str(tmp_path), "0"])
+        if raised is SystemExit:
+            assert caught.value.code == replicas.CANNOT_WRITE
+    log = tmp_path / "x.log"
+    log.write_text("a line that was cut")
+    assert "could not write: the disk is full" in Ended(0, replicas.CANNOT_WRITE, log).reason
+    assert "a line that was cut" not in Ended(0, replicas.CANNOT_WRITE, log).reason
+    assert Ended(0, 1, log).reason.endswith("x.log): a line that was cut")
 
 
 def test_nothing_printed_is_said_to_be_nothing(tmp_path: Path) -> None:
