@@ -85,30 +85,31 @@ def judge(
     second, other = rest.max(dim=1)
     settled = second.exp() >= backtrack.sure
     # The only token that a position allows is no guess, whatever rounding makes of its share.
-    guessed = (least < backtrack.sure) & ~second.isnan() & ~refuted
+    guessed = (least < 1.0) & ~second.isnan() & ~refuted
     first = step.positions.masked_fill(~step.masked, canvas.length).amin(dim=1)
-    facts = (broken | refuted, guessed, step.positions[at, slot], token, settled, other, first)
-    known = torch.stack([fact.long() for fact in facts], dim=1).tolist()
+    ids = (broken | refuted, guessed, step.positions[at, slot], token, settled, other, first)
+    known = torch.stack([least.double(), *(each.double() for each in ids)], dim=1).tolist()
     masked = canvas.masked(step.denoiser.facts.mask_id)
     guesses = [
         Guess(
             masked=masked[k, : canvas.lengths[k]],
-            position=position,
-            token=token,
-            other=other if settled else None,
+            position=int(position),
+            token=int(token),
+            probability=probability,
+            other=int(other) if settled else None,
             excluded=row.excluded,
             blocks=row.blocks,
             index=row.index,
             left=row.left,
-            prefix=first,
+            prefix=int(first),
         )
         if guess
         else None
-        for k, (row, (_, guess, position, token, settled, other, first)) in enumerate(
+        for k, (row, (probability, _, guess, position, token, settled, other, first)) in enumerate(
             zip(live, known, strict=True)
         )
     ]
-    return Verdict(seen, backtrack, [bool(fact[0]) for fact in known], guesses)
+    return Verdict(seen, backtrack, [bool(fact[1]) for fact in known], guesses)
 
 
 def go_back(live: list[Row], state: BatchState, step: Step, move: Move, verdict: Verdict) -> Move:
@@ -131,7 +132,7 @@ def go_back(live: list[Row], state: BatchState, step: Step, move: Move, verdict:
     before = canvas.masked(mask_id)
     while returning:
         for k in returning:
-            guess, ids = live[k].go_back(), canvas.ids[k, : canvas.lengths[k]]
+            guess, ids = live[k].go_back(backtrack.sure), canvas.ids[k, : canvas.lengths[k]]
             ids.masked_fill_(guess.masked, mask_id)
             if guess.other is not None:
                 ids[guess.position] = guess.other

@@ -43,7 +43,8 @@ class Guess:
     """A write that may have been wrong, and where the row stood before it.
 
     Attributes:
-        position, token: what was written there, and its least probable token.
+        position, token: where its least probable token was written, which, and of what
+            ``probability``.
         other: the token that is certain there once ``token`` is excluded, if one is.
         masked: bool (L,), the masks before it, the first of which is behind ``prefix`` ids.
         excluded: tokens that were excluded before it, as in :class:`Row`.
@@ -52,6 +53,7 @@ class Guess:
 
     position: int
     token: int
+    probability: float
     other: int | None
     masked: Tensor
     prefix: int
@@ -138,9 +140,17 @@ class Row:
         """Whether there is a guess to take back, and fewer than ``limit`` were."""
         return bool(self.guesses) and self.returns < limit
 
-    def go_back(self) -> Guess:
-        """Stand where the row stood before its latest guess, which is excluded now."""
-        guess = self.returned = self.guesses.pop()
+    def go_back(self, sure: float) -> Guess:
+        """Stand where the row stood before its latest guess, which is excluded now.
+
+        What had a probability of ``sure`` counts as a guess only if nothing else is left, and
+        then with a tenth of the doubt.
+        """
+        while all(guess.probability >= sure for guess in self.guesses):
+            sure = 1.0 - (1.0 - sure) / 10.0
+        latest = max(k for k, guess in enumerate(self.guesses) if guess.probability < sure)
+        guess = self.returned = self.guesses[latest]
+        del self.guesses[latest:]
         self.returns += 1
         self.excluded = (*guess.excluded, (guess.position, guess.token))
         self.blocks, self.index, self.left = guess.blocks, guess.index, guess.left

@@ -18,9 +18,11 @@ class Backtrack(Ruled):
     it breaks the rule, or when the model gives ``sure`` or more to tokens that were tried at a
     masked position and found wrong. The sequence then becomes what it was before the latest
     guess, whose least probable token is excluded from then on, for as long as nothing written
-    before it is taken back. Where one other token then has ``sure`` of what is left, it is
-    written at once, without a forward. A sequence that is wrong with no guess left, or has
-    gone back ``limit`` times, is decoded to its end as if there were no rule.
+    before it is taken back. With no guess left, what was taken for certain is doubted: a tenth
+    of the doubt (1 − ``sure``) makes a guess then, and so on. Where one other token has
+    ``sure`` of what is left in the place of the excluded, it is written at once, without a
+    forward. After ``limit`` returns, or where nothing else could have been written, a sequence
+    is decoded to its end as if there were no rule.
 
     The budget goes back too: a sequence takes more steps than it plans. It sees what no other
     sampler here sees: compare it with others that have it.

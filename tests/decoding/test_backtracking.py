@@ -150,13 +150,18 @@ def test_what_is_broken_from_the_start_is_decoded_all_the_same() -> None:
     assert MASK not in item.ids.tolist()
 
 
-def test_certain_tokens_are_never_taken_back() -> None:
-    def certain(ids: list[int]) -> list[dict[int, float]]:
-        return [{1: 0.96, 2: 0.04}, {3: 0.955, 4: 0.045}, {5: 0.99, 6: 0.01}]
+def test_what_was_certain_is_doubted_once_no_guess_is_left() -> None:
+    def surer(ids: list[int]) -> list[dict[int, float]]:
+        return [{1: 0.999, 2: 0.001}, {3: 0.97, 4: 0.03}, {5: 0.99, 6: 0.01}]
 
-    item = search(ContextDenoiser(3, certain), lambda ids: ids[1] == 3)
-    assert item.ids.tolist() == [1, 3, 5]
-    assert search(ContextDenoiser(3, certain), lambda ids: ids[1] == 3, sure=0.98).ids[1] == 4
+    # Nothing is a guess at 0.95; at 0.995 the 3 and the 5 are, and the 3 came last.
+    denoiser = ContextDenoiser(3, surer)
+    assert search(denoiser, lambda ids: ids[1] == 3).ids.tolist() == [1, 4, 5]
+    item = search(denoiser, lambda ids: ids[1] > 0 and ids[2] == 5)
+    assert steps_of(item)[:2] == [({0: 1}, []), ({2: 5}, [])]
+    assert item.ids.tolist() == [1, 3, 6]
+    item = search(denoiser, lambda ids: ids[1] > 0 and ids[0] == 1)
+    assert item.ids.tolist()[0] == 2, "the surest goes last"
 
 
 def test_the_only_token_that_is_allowed_is_no_guess() -> None:
@@ -195,7 +200,9 @@ class PlainSearch:
     sure: float
     threshold: float
     excluded: list[tuple[int, int]] = field(default_factory=list)
-    stack: list[tuple[Tensor, list[tuple[int, int]], int, int, bool]] = field(default_factory=list)
+    stack: list[tuple[Tensor, list[tuple[int, int]], int, int, bool, float]] = field(
+        default_factory=list
+    )
     forwards: int = 0
     returns: int = 0
     lent: Tensor | None = None
@@ -227,16 +234,21 @@ class PlainSearch:
                 after[k] = p[k].argmax()
             least = min(chosen, key=lambda k: float(p[k].max()))
             top = p[least].sort(descending=True).values
-            if not refuted and top[0] < self.sure and self.returns < self.limit:
-                settled = bool(top[1] / (1 - top[0]) >= self.sure)
-                token = int(after[least])
-                self.stack.append((before, list(self.excluded), least, token, settled))
+            if not refuted and top[1] > 0 and top[0] < 1 and self.returns < self.limit:
+                settled = bool(top[1] / top[1:].sum() >= self.sure)
+                token, share = int(after[least]), float(top[0])
+                self.stack.append((before, list(self.excluded), least, token, settled, share))
             wrong = refuted or self.violated(after)
             if not (wrong and self.stack and self.returns < self.limit):
                 self.ids = after
                 continue
             while wrong and self.stack and self.returns < self.limit:
-                self.ids, self.excluded, position, token, settled = self.stack.pop()
+                doubt = 1 - self.sure
+                while not any(one[-1] < 1 - doubt for one in self.stack):
+                    doubt /= 10
+                while self.stack[-1][-1] >= 1 - doubt:
+                    self.stack.pop()
+                self.ids, self.excluded, position, token, settled, _ = self.stack.pop()
                 self.returns += 1
                 self.excluded = [*self.excluded, (position, token)]
                 present = torch.equal(self.ids, before)
