@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.version import Version
-from uninterpreted import environment
+from uninterpreted import environment, told_by_code
 
 from bench.binaries import Binary, packages_with_kernels
 from bench.binary_record import read_record
@@ -82,19 +82,10 @@ def test_the_recorded_binaries_are_those_of_the_committed_launch_parameters():
     record = read_record()
     if version("triton") not in record:
         pytest.skip(f"recorded for {', '.join(record)} only")
-    done = subprocess.run(
-        [sys.executable, "-c", RECORDED],
-        cwd=Path(__file__).parents[2],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
     recorded = {(b.architecture, b.kernel, b.options) for b in record[version("triton")]}
     # Of a version not every architecture needs to be recorded.
     architectures = {architecture for architecture, *_ in recorded}
-    wanted = {tuple(each) for each in json.loads(done.stdout) if each[0] in architectures}
+    wanted = {tuple(each) for each in told_by_code(RECORDED) if each[0] in architectures}
     assert recorded == wanted, "run python -m bench resources --record"
 
 
@@ -113,16 +104,7 @@ print(json.dumps(performance_remarks(case.call, "sm_90", "bwd_one_pass_kernel"))
 
 def test_products_of_the_one_pass_on_sm_90_do_not_wait_for_each_other():
     # They did as long as dQ was the last product of a step.
-    done = subprocess.run(
-        [sys.executable, "-c", REMARKS],
-        cwd=Path(__file__).parents[2],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    remarks = json.loads(done.stdout)
+    remarks = told_by_code(REMARKS)
     # With 32 keys per step the products of dK and dV are too small for its instructions.
     (of_64_keys,) = (said for options, said in remarks.items() if "'BLOCK_N': 64" in options)
     assert not [line for line in of_64_keys if "serialized" in line]
@@ -147,16 +129,7 @@ def test_kernels_fit_parts_that_run_by_the_parameters_of_sm_80(name):
         "made = [each.compile() for each in wanted if each.case in cases]\n"
         "print(json.dumps([asdict(binary) for binary in made]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, name, *SERVED[name]],
-        cwd=Path(__file__).parents[2],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    made = [Binary(**facts) for facts in json.loads(done.stdout)]
+    made = [Binary(**facts) for facts in told_by_code(program, name, *SERVED[name])]
     assert {binary.case for binary in made} == set(SERVED[name])
     assert {binary.architecture for binary in made} == {name}
     # Spills there cost time on a part whose tiles are another's; what does not fit does not run.

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,7 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from uninterpreted import environment
+from uninterpreted import told_by_code
 
 from boe_kernels import _arguments
 from boe_kernels._arguments import require_indices
@@ -139,16 +135,7 @@ print(json.dumps([*assembly(call, "sm_90"), *assembly(call, "gfx942")]))
 
 def test_the_assertions_are_in_the_binaries():
     # Triton leaves them out silently unless it is told to debug.
-    done = subprocess.run(
-        [sys.executable, "-c", ASSEMBLY],
-        cwd=Path(__file__).parents[2],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    nvidia, amd = json.loads(done.stdout)
+    nvidia, amd = told_by_code(ASSEMBLY)
     assert "call.uni __assertfail" in " ".join(nvidia.split())
     assert "s_trap" in amd
     for texts in (characters(nvidia), amd):

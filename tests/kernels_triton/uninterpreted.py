@@ -18,9 +18,18 @@ def environment(**changes: str) -> dict[str, str]:
 
 def told_by(script: str) -> Any:
     """What the ``script`` of this folder prints, as JSON."""
+    return _told_by([str(Path(__file__).with_name(script))])
+
+
+def told_by_code(code: str, *arguments: str) -> Any:
+    """What ``code`` prints with these arguments, as JSON."""
+    return _told_by(["-c", code, *arguments])
+
+
+def _told_by(arguments: list[str]) -> Any:
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script))],
+        [sys.executable, *arguments],
         cwd=root,
         env=environment(PYTHONPATH=str(root)),
         capture_output=True,
