@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from boe import defaults
 from boe.cli.output import check_parent, silence_transformers
 from boe.cli.running import task_named
 from boe.decoding import Item, StepRecord, TokensPerStep, generate
@@ -187,7 +188,10 @@ def play(console: Console, pictures: list[Text]) -> None:
 
 
 def show_demo_trajectory(difficulty: str, seed: int) -> None:
-    """Decode the demo's first puzzle with BoE and show the grid filling in."""
+    """Decode the demo's first puzzle with BoE and show the grid filling in.
+
+    If that goes wrong, also what becomes of it when wrong guesses are taken back.
+    """
     console = Console()
     task = SudokuTask(difficulty)
     clues = task.items(1, seed)[0].data
@@ -201,8 +205,19 @@ def show_demo_trajectory(difficulty: str, seed: int) -> None:
         middle = steered[len(steered) // 2] if steered else len(pictures) // 2
         for index in sorted({0, middle, len(pictures) - 1}):
             console.print(pictures[index])
-    verdict = "solved" if task.judge(puzzle_item(0, clues), item.ids).correct else "not solved"
-    console.print(f"{verdict}: {task.answer(item.ids)}", soft_wrap=True)
+    if _say_verdict(console, task, clues, item):
+        return
+    searching = f"{defaults.SAMPLER}+backtrack"
+    console.print(f"\nThe same with {searching}, which takes wrong guesses back:")
+    _say_verdict(console, task, clues, decode_puzzle(clues, searching, 1, 0.0, seed))
+
+
+def _say_verdict(console: Console, task: SudokuTask, clues: Grid, item: Item) -> bool:
+    """Print whether the puzzle is solved, its answer and its cost; whether it is."""
+    correct = task.judge(puzzle_item(0, clues), item.ids).correct
+    verdict = "solved" if correct else "not solved"
+    console.print(f"{verdict}: {task.answer(item.ids)} ({item.account})", soft_wrap=True)
+    return correct
 
 
 def decode_puzzle(

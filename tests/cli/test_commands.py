@@ -282,6 +282,10 @@ def test_demo_compares_and_then_shows_a_grid_filling_in() -> None:
     assert "BoE on the first puzzle" in result.output
     assert "TIS" in result.output, "a step with a gradient is among those shown"
     assert "step 55" in result.output
+    wrong, right = result.output[result.output.index("step 55") :].split("The same with")
+    assert "not solved: " in wrong
+    assert "+backtrack" in right
+    assert "\nsolved: " in right
 
 
 def test_demo_json_on_standard_output_is_json_alone() -> None:
