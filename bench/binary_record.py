@@ -10,15 +10,14 @@ import csv
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 from bench.binaries import Binary
-from bench.results import RESULTS
+from bench.results import RESULTS, write_rows
 from bench.units import TARGETS, UNITS
 
 FOLDER = RESULTS / "binaries"
-DOCS = Path(__file__).parents[1] / "docs" / "kernels.md"
 BEGIN, END = "<!-- binaries: begin -->", "<!-- binaries: end -->"
 
 _TEXTS = ("op", "case", "kernel", "architecture", "options")
@@ -51,14 +50,9 @@ def write_record(folder: Path, version: str, binaries: Sequence[Binary]) -> None
     made_anew = {binary.architecture for binary in binaries}
     before = read_record(folder).get(version, [])
     kept = [binary for binary in before if binary.architecture not in made_anew]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{_STEM}{version}.csv"
-    fresh = path.with_suffix(".new")
-    with fresh.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(each) for each in (*kept, *binaries) if not each.error)
-    fresh.replace(path)
+    made = [each for each in (*kept, *binaries) if not each.error]
+    rows = [{name: getattr(each, name) for name in _COLUMNS} for each in made]
+    write_rows(folder / f"{_STEM}{version}.csv", _COLUMNS, rows)
 
 
 # --- docs ---------------------------------------------------------------------------
@@ -107,11 +101,3 @@ def _spilling(record: Record) -> list[str]:
         most = max(binary.spilled for binary in spilling)
         rows.append(f"| {' | '.join(key)} | {cases} | {most} |")
     return rows
-
-
-def write_docs(document: Path, record: Record) -> None:
-    """Bring the section up to date with the record."""
-    text = document.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    document.write_text(before + docs_section(record) + after, encoding="utf-8")

@@ -28,7 +28,8 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from rich.table import Table
 
 from bench.binaries import Binary, Wanted, packages_with_kernels, wanted_binaries
-from bench.binary_record import DOCS, FOLDER, read_record, write_docs, write_record
+from bench.binary_record import FOLDER, docs_section, read_record, write_record
+from bench.kernels_doc import DOCS, put_section
 from bench.terminal import console
 from bench.units import TARGETS, UNITS
 
@@ -197,7 +198,7 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(130)
     if options.record:
         write_record(FOLDER, version("triton"), binaries)
-        write_docs(DOCS, read_record())
+        put_section(DOCS, docs_section(read_record()))
     if any(binary.complaint for binary in binaries):
         raise SystemExit(1)
 

@@ -119,14 +119,19 @@ def save(
     for measurement in measurements:
         row = _as_row(measurement, environment)
         rows[_identity(row)] = row
+    write_rows(path, COLUMNS, rows.values())
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Put a CSV file of the rows at ``path``, in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", newline="", encoding="utf-8", delete=False
     ) as file:
         try:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows.values())
+            writer.writerows(rows)
             file.flush()
             # NamedTemporaryFile makes files that only their owner may read.
             os.chmod(file.name, 0o644)

@@ -25,6 +25,7 @@ from bench.gpu.roofline import measure_ceilings
 from bench.gpu.store import HARNESS, Key, Store, file_stem
 from bench.gpu.summary import MACHINE, write_summary
 from bench.graphics import gpu_facts
+from bench.kernels_doc import DOCS, put_section
 from bench.report import console
 from bench.results import RESULTS, Environment, Measurement
 
@@ -35,7 +36,6 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *steering.BENCHMARKS,
     llm.BENCHMARK,
 )
-DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
 
 _TEST_SECONDS = 420.0
 _SANITIZER_SECONDS = 150.0
@@ -274,7 +274,7 @@ def main(argv: Sequence[str]) -> None:
     toy = not torch.cuda.is_available()
     options = parse(argv, toy=toy)
     if options.docs:
-        write_docs(DOCS, RESULTS)
+        put_section(DOCS, aims.docs_section(RESULTS))
         return
     choose_interpreter(toy)
     # What is loaded by now stays: collecting garbage between timings need not look at it.
@@ -305,14 +305,6 @@ def main(argv: Sequence[str]) -> None:
     failed = any(m.metric == "failure" for m in run.store.measurements)
     if interrupted or failed:
         raise SystemExit(130 if interrupted else 1)
-
-
-def write_docs(document: Path, results: Path) -> None:
-    """Bring the section on the aims up to date with the results."""
-    text = document.read_text(encoding="utf-8")
-    before, rest = text.split(aims.BEGIN)
-    _, after = rest.split(aims.END)
-    document.write_text(before + aims.docs_section(results) + after, encoding="utf-8")
 
 
 def _seeded(folder: Path, stem: str) -> Path:

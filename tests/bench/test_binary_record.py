@@ -9,7 +9,8 @@ import pytest
 from bench import binary_record, resources
 from bench.__main__ import main
 from bench.binaries import Binary
-from bench.binary_record import BEGIN, DOCS, END, docs_section, read_record, write_record
+from bench.binary_record import BEGIN, END, docs_section, read_record, write_record
+from bench.kernels_doc import DOCS
 from bench.units import TARGETS
 from boe_kernels._triton import ARCHITECTURES
 
