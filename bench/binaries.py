@@ -87,8 +87,10 @@ def packages_with_kernels() -> tuple[str, ...]:
 
 
 def aot_cases(package: str) -> list[AotCase]:
-    """What an op's ``triton`` module lists for compilation."""
-    return list(importlib.import_module(f"boe_kernels.{package}.triton").aot_cases())
+    """What an op's modules of kernels, ``triton`` and ``triton_fused``, list for compilation."""
+    names = (f"boe_kernels.{package}.{module}" for module in ("triton", "triton_fused"))
+    modules = (importlib.import_module(name) for name in names if find_spec(name))
+    return [case for module in modules for case in module.aot_cases()]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Attention tiles from measured times: ``python -m bench tune``, on a GPU.
+"""Tiles from measured times: ``python -m bench tune``, on a GPU.
 
-Writes the entries of ``boe_kernels/_attention_tiles.json`` for the architecture at hand. A tile
+Writes the entries of ``boe_kernels/_attention_tiles.json`` for the architecture at hand, and of
+``boe_kernels/soft_embedding/fused_tiles.json`` whether the fused soft write is preferred. A tile
 is timed only if each of its binaries compiles without spills and within the shared memory, and
 counts only if its results agree with those of the tiles in the table. Times are kept as they
 come, so that an interrupted run goes on where it was; the table is written after each entry.
@@ -17,25 +18,46 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from bench import soft_tiles
 from bench.results import hardware_name
+from bench.soft_tiles import SoftSubject, described
 from bench.terminal import console
 from bench.tiles import KERNELS, Role, Subject, call, candidates, fits, only_tile, roles
 from boe_kernels._attention_launch import ARCHITECTURES, HEAD_DIMS, TABLE, Architecture, Tile
 from boe_kernels._triton import for_device
+from boe_kernels.soft_embedding.fused_launch import TABLE as SOFT_TABLE
+from boe_kernels.soft_embedding.fused_launch import TILES, FusedTile, write_tiles
 
 # Results of two tiles differ in the order of sums, and in where P is rounded.
 _TOLERANCE = 2e-2
 
 Fit = Callable[[Sequence[tuple[str, Subject, Role, Tile]]], Sequence[bool]]
 Measure = Callable[[str, Subject, Role, Tile], float | None]
+SoftFit = Callable[[Sequence[tuple[str, SoftSubject, FusedTile]]], Sequence[bool]]
+SoftMeasure = Callable[[str, SoftSubject, Role, FusedTile | None], float | None]
+"""Without a tile, of the vendor's product."""
+
+
+class Entry(Protocol):
+    """An entry of a table, for which tiles are timed."""
+
+    @property
+    def kernel(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+
+AnyTile = TypeVar("AnyTile", Tile, FusedTile)
 
 
 class Times:
@@ -56,17 +78,17 @@ class Times:
                 self._known[json.dumps(entry["what"])] = entry["ms"]
 
     @staticmethod
-    def _what(subject: Subject, role: Role, tile: Tile) -> list[Any]:
+    def _what(subject: Entry, role: Role, tile: AnyTile) -> list[Any]:
         return [subject.kernel, subject.key, role.name, list(astuple(tile))]
 
-    def missing(self, subject: Subject, role: Role, tiles: Sequence[Tile]) -> list[Tile]:
+    def missing(self, subject: Entry, role: Role, tiles: Sequence[AnyTile]) -> list[AnyTile]:
         known = self._known
         return [t for t in tiles if json.dumps(self._what(subject, role, t)) not in known]
 
-    def of(self, subject: Subject, role: Role, tile: Tile) -> float | None:
+    def of(self, subject: Entry, role: Role, tile: AnyTile) -> float | None:
         return self._known[json.dumps(self._what(subject, role, tile))]
 
-    def add(self, subject: Subject, role: Role, tile: Tile, ms: float | None) -> None:
+    def add(self, subject: Entry, role: Role, tile: AnyTile, ms: float | None) -> None:
         what = self._what(subject, role, tile)
         self._known[json.dumps(what)] = ms
         with self._path.open("a", encoding="utf-8") as file:
@@ -95,9 +117,35 @@ def tune_entry(
     return chosen
 
 
+def tune_soft_write(
+    architecture: str, subject: SoftSubject, times: Times, fit: SoftFit, measure: SoftMeasure
+) -> FusedTile | None:
+    """The quickest tile of the fused soft write, and whether it is preferred; or none fits."""
+    tiles, (first, *others) = soft_tiles.candidates(), soft_tiles.roles()
+    missing = times.missing(subject, first, tiles)
+    answers = fit([(architecture, subject, tile) for tile in missing])
+    for tile, fitting in zip(missing, answers, strict=True):
+        ms = measure(architecture, subject, first, tile) if fitting else None
+        times.add(subject, first, tile, ms)
+    for role in others:
+        for tile in times.missing(subject, role, tiles):
+            out = times.of(subject, first, tile) is None
+            ms = None if out else measure(architecture, subject, role, tile)
+            times.add(subject, role, tile, ms)
+    timed: dict[FusedTile, tuple[float, ...]] = {}
+    for tile in tiles:
+        by_role = [times.of(subject, role, tile) for role in (first, *others)]
+        right = tuple(ms for ms in by_role if ms is not None)
+        if len(right) == len(by_role):
+            timed[tile] = right
+    # Not kept: a new version of the vendor's library is another rival.
+    rival = [measure(architecture, subject, role, None) for role in (first, *others)]
+    return soft_tiles.choose(timed, rival)
+
+
 @dataclass(frozen=True)
 class Table:
-    """The file of tiles."""
+    """The file of attention tiles."""
 
     path: Path
 
@@ -161,7 +209,8 @@ def _agree(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 def main(argv: Sequence[str]) -> None:
     """Tune what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m bench tune", description=__doc__)
-    parser.add_argument("--kernel", choices=tuple(KERNELS), nargs="+", default=tuple(KERNELS))
+    kernels = (*KERNELS, SoftSubject.kernel)
+    parser.add_argument("--kernel", choices=kernels, nargs="+", default=kernels)
     parser.add_argument("--width", choices=HEAD_DIMS, type=int, nargs="+", default=HEAD_DIMS[:2])
     parser.add_argument("--bits", choices=(16, 32), type=int, nargs="+", default=(16,))
     parser.add_argument("--times", type=Path, help="where times are kept")
@@ -181,8 +230,9 @@ def main(argv: Sequence[str]) -> None:
         def fit(wanted: Sequence[tuple[str, Subject, Role, Tile]]) -> Sequence[bool]:
             return list(pool.map(fits, *zip(*wanted, strict=True))) if wanted else []
 
+        attention = [kernel for kernel in options.kernel if kernel in KERNELS]
         for kernel, bits, width, hidden in product(
-            options.kernel, options.bits, options.width, (False, True)
+            attention, options.bits, options.width, (False, True)
         ):
             subject = Subject(kernel, bits, width, hidden)
             tiles = tune_entry(here, subject, times, fit, measured)
@@ -192,6 +242,19 @@ def main(argv: Sequence[str]) -> None:
             )
             if tiles:
                 Table(TABLE).write(here, subject, tiles)
+        if SoftSubject.kernel in options.kernel:
+
+            def fit_soft(wanted: Sequence[tuple[str, SoftSubject, FusedTile]]) -> Sequence[bool]:
+                columns = zip(*wanted, strict=True)
+                return list(pool.map(soft_tiles.fits, *columns)) if wanted else []
+
+            measure = partial(soft_tiles.measured, agree=_agree)
+            for entry in map(SoftSubject, options.bits):
+                best = tune_soft_write(here, entry, times, fit_soft, measure)
+                console().print(f"{here}, {entry.kernel}, {entry.key}: {described(best)}")
+                if best is not None:
+                    TILES[here][entry.key] = best
+                    write_tiles(TILES, SOFT_TABLE)
 
 
 if __name__ == "__main__":

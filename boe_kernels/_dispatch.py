@@ -1,7 +1,9 @@
 """Which implementation of an op runs, and why.
 
-Every op has up to four paths that compute the same thing:
+Every op has up to five paths that compute the same thing:
 
+- ``triton_fused``: our GPU kernel, with a matrix product inside that ``triton`` leaves to the
+  vendor's library; "auto" takes it only where a measurement has shown that it is faster;
 - ``triton``: our GPU kernel;
 - ``native``: our CPU kernel, compiled from ``csrc/``;
 - ``library``: the best composition of PyTorch's own kernels;
@@ -14,7 +16,7 @@ module of that name in the op's folder, imported when the path first runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,8 +28,9 @@ import torch
 
 from boe_kernels._triton import why_not_heads
 
-PATHS = ("triton", "native", "library", "reference")
+PATHS = ("triton_fused", "triton", "native", "library", "reference")
 BACKENDS = ("auto", *PATHS)
+_OF_TRITON = ("triton_fused", "triton")
 
 WhyNot = Callable[[torch.device, torch.dtype], str | None]
 """Tells why a path cannot run for a device and dtype; ``None`` when it can."""
@@ -52,15 +55,25 @@ def always(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 _REGISTRY: dict[str, dict[str, WhyNot]] = {}
+_PASSED_OVER: dict[str, dict[str, WhyNot]] = {}
 _OBSERVERS: ContextVar[tuple[list[tuple[str, str]], ...]] = ContextVar("observers", default=())
 
 
-def register_paths(op: str, **paths: WhyNot) -> None:
-    """Declare the paths of ``op`` besides the reference, which every op has."""
-    unknown = set(paths) - set(PATHS)
+def register_paths(
+    op: str, *, passed_over: Mapping[str, WhyNot] | None = None, **paths: WhyNot
+) -> None:
+    """Declare the paths of ``op`` besides the reference, which every op has.
+
+    Args:
+        passed_over: by path, why "auto" does not take it where it could run.
+        paths: by path, why it cannot run.
+    """
+    passed_over = dict(passed_over or {})
+    unknown = (set(paths) | set(passed_over)) - set(PATHS)
     if unknown:
         raise ValueError(f"unknown paths for {op}: {sorted(unknown)}")
     _REGISTRY[op] = {**paths, "reference": always}
+    _PASSED_OVER[op] = passed_over
 
 
 def registered_ops() -> tuple[str, ...]:
@@ -84,15 +97,19 @@ def decide(
     rejected: dict[str, str] = {}
     for path in PATHS if backend == "auto" else (backend,):
         if path not in paths:
-            rejected[path] = "not implemented for this op"
+            # Few ops have a product to fuse: the others need not say so each time.
+            if backend != "auto" or path != "triton_fused":
+                rejected[path] = "not implemented for this op"
             continue
-        if backend == "auto" and path == "triton" and device.type == "cpu":
+        if backend == "auto" and path in _OF_TRITON and device.type == "cpu":
             # By name it may run on the CPU, under Triton's interpreter: for tests only.
             rejected[path] = "needs a GPU"
             continue
         reason = paths[path](device, dtype)
-        if reason is None and path == "triton" and width is not None:
+        if reason is None and path in _OF_TRITON and width is not None:
             reason = why_not_heads(dtype, width)
+        if reason is None and backend == "auto" and path in _PASSED_OVER[op]:
+            reason = _PASSED_OVER[op][path](device, dtype)
         if reason is None:
             return Decision(op, path, rejected)
         rejected[path] = reason

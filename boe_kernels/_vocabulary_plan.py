@@ -85,15 +85,19 @@ class VocabularyPlan:
         """On which the path of ``op`` depends."""
         return self._logits_dtype if op in _OF_LOGITS else self.dtype
 
-    def calls(self, op: str) -> Iterator[PlannedCall]:
-        """Calls of ``op`` that together need every binary that the planned ones need."""
+    def calls(self, op: str, path: str = "triton") -> Iterator[PlannedCall]:
+        """Calls of ``op`` that together need every binary that the planned ones need.
+
+        Args:
+            path: that the op takes, "triton" or "triton_fused".
+        """
         if op == "tis_scores":
             yield self._scores
             return
         if op in (SOFT_EMBEDDING, TOP_K):
             top_k = self.top_k if op == TOP_K else None
             for is_logits in (True, False):
-                yield partial(self._soft_write, top_k=top_k, is_logits=is_logits)
+                yield partial(self._soft_write, path=path, top_k=top_k, is_logits=is_logits)
             return
         call = {
             "entropy_stats": self._statistics,
@@ -135,10 +139,15 @@ class VocabularyPlan:
         for with_gradient in (True, False):
             kernels.forward(hidden, weight, None, self._ids(device), BLOCK_ELEMENTS, with_gradient)
 
-    def _soft_write(self, device: torch.device, top_k: int | None, is_logits: bool) -> None:
-        kernels = implementation("boe_kernels.soft_embedding", "triton")
-        # Neither do these kernels see how many ids there are.
+    def _soft_write(
+        self, device: torch.device, path: str, top_k: int | None, is_logits: bool
+    ) -> None:
+        kernels = implementation("boe_kernels.soft_embedding", path)
+        # Neither do these kernels see how many ids there are, except that the fused form cuts
+        # them into parts, and loads them in one way or another.
         ids = self.top_k
+        if path == "triton_fused":
+            ids = min(self.vocabulary, kernels.SMALLEST_CUT + self.vocabulary % 16)
         table = torch.zeros(ids, self.width, dtype=self.dtype, device=device)
         canvas = torch.zeros(1, 1, self.width, dtype=self.dtype, device=device)
         values = torch.ones(1, 1, ids, dtype=self._logits_dtype, device=device)

@@ -22,7 +22,7 @@ class WarmupReport:
     """What a warm-up has done."""
 
     decisions: tuple[Decision, ...]
-    """The path of every planned op; others than ``triton`` need no warm-up."""
+    """The path of every planned op; those that are not Triton's need no warm-up."""
     binaries: tuple[str, ...]
     """The kernels that are ready, with their constexprs and launch options, once each."""
     compiled: int
@@ -49,8 +49,8 @@ def warmup(
     Afterwards such calls compile nothing: they can be captured in a CUDA graph at once, and
     no request waits for a compiler. Each binary is launched once, on zeros, on the current
     stream; the tensors are of the planned sizes (two canvases at most) and freed, and the
-    call waits for the device. Paths other than ``triton`` need no warm-up: where they run,
-    on a CPU say, nothing is done, and the report names them.
+    call waits for the device. Paths other than those of Triton need no warm-up: where they
+    run, on a CPU say, nothing is done, and the report names them.
 
     Not covered: tensors that do not begin at a multiple of 16 bytes, or whose rows lie apart
     by what 16 bytes do not divide; output gradients whose columns are apart (the gradient of
@@ -78,14 +78,14 @@ def warmup(
     target = _device(device)
     began = time.perf_counter()
     decided: list[Decision] = []
-    chosen: list[tuple[Plan, str]] = []
+    chosen: list[tuple[Plan, str, str]] = []
     for plan in plans:
         for op in plan.ops:
             decision = decide(op, backend, target, plan.dtype_of(op), plan.width_of_heads)
             if decision not in decided:
                 decided.append(decision)
-            if decision.path == "triton":
-                chosen.append((plan, op))
+            if decision.path in ("triton", "triton_fused"):
+                chosen.append((plan, op, decision.path))
     launches: list[Launch] = []
     compiled: list[object] = []
     if chosen:
@@ -100,7 +100,7 @@ def warmup(
         ):
             for call in calls:
                 call(target)
-            for plan, op in chosen:
+            for plan, op, _ in chosen:
                 plan.check_values(op, target)
         if target.type == "cuda":
             torch.cuda.synchronize(target)
@@ -108,12 +108,16 @@ def warmup(
     return WarmupReport(tuple(decided), binaries, len(compiled), time.perf_counter() - began)
 
 
-def needed_calls(chosen: Iterable[tuple[Plan, str]], architecture: str) -> list[PlannedCall]:
-    """Of the calls of the plans' ops, those that need a binary which none before them needs."""
+def needed_calls(chosen: Iterable[tuple[Plan, str, str]], architecture: str) -> list[PlannedCall]:
+    """Of the calls of the plans' ops, those that need a binary which none before them needs.
+
+    Args:
+        chosen: plans, an op of each, and the path that the op takes.
+    """
     known: set[object] = set()
     needed: list[PlannedCall] = []
-    for plan, op in chosen:
-        for call in plan.calls(op):
+    for plan, op, path in chosen:
+        for call in plan.calls(op, path) if isinstance(plan, VocabularyPlan) else plan.calls(op):
             with recording(architecture) as launches:
                 call(torch.device("meta"))
             signatures = {launch.signature for launch in launches}

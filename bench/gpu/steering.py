@@ -57,6 +57,9 @@ def _soft_case(
         delta = expected - table[0]
         return embeds.index_copy(1, places, table[0] + _ALPHA * delta), delta
 
+    functions = {"ours": ours("triton"), "library": ours("library"), "eager": eager}
+    if top_k is None:
+        functions["fused"] = ours("triton_fused")
     size = dtype.itemsize
     read = rows * vocabulary * size
     canvas = 2 * length * width * size
@@ -70,7 +73,7 @@ def _soft_case(
         config if top_k is None else {**config, "k": top_k},
         partial(_draw_soft, dtype, rows, vocabulary, width, length),
         leaves=0,
-        functions={"ours": ours("triton"), "library": ours("library"), "eager": eager},
+        functions=functions,
         truth=ours("reference"),
         part=part,
         part_of_result=part_of_result,

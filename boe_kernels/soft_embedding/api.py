@@ -83,7 +83,10 @@ def inject_soft_embeddings(
         top_k: keep only the k largest p, renormalised; reads k rows of E per position.
         is_logits: softmax ``probs_or_logits`` first.
         return_delta: also return Δe = Σ_v p_v E_v − e_m, (B, R, D), zero at padding.
-        backend: "auto", "native" (with ``top_k``, on the CPU), "library" or "reference".
+        backend: "auto", "triton", "triton_fused" (without ``top_k``: the product with E, the
+            softmax and the write in one Triton kernel; by name until a measurement on the
+            GPU at hand has it preferred), "native" (with ``top_k``, on the CPU), "library"
+            or "reference".
 
     Returns:
         (B, L, D), a new tensor; with ``return_delta`` a pair.

@@ -22,7 +22,21 @@ def _why_not_native_and_dense(device: torch.device, dtype: torch.dtype) -> str |
     return "without top_k it is one matrix product, which PyTorch's kernels do best"
 
 
-register_paths(NAME, triton=why_not_triton, native=_why_not_native_and_dense, library=always)
+def _why_not_preferred(device: torch.device, dtype: torch.dtype) -> str | None:
+    # Here, because it reads a table that nobody needs without a GPU.
+    from boe_kernels.soft_embedding.fused_launch import why_not_preferred
+
+    return why_not_preferred(device, dtype)
+
+
+register_paths(
+    NAME,
+    triton_fused=why_not_triton,
+    triton=why_not_triton,
+    native=_why_not_native_and_dense,
+    library=always,
+    passed_over={"triton_fused": _why_not_preferred},
+)
 register_paths(TOP_K, triton=why_not_triton, native=why_not_native, library=always)
 
 

@@ -46,22 +46,24 @@ LAUNCH: Mapping[str, SoftWriteLaunch] = {
 
 
 @triton.jit
-def _write_row(
+def write_rows(
     expected,
+    base,
     position,
     slot,
     batch,
     columns,
     wanted,
-    mask_embed_ptr,
     canvas_ptr,
     delta_ptr,
     length,
     width,
     alpha,
 ):
-    """Δe = ẽ − e_m into ``slot`` of the deltas, e_m + α·Δe into the canvas at ``position``."""
-    base = tl.load(mask_embed_ptr + columns, mask=wanted, other=0.0).to(tl.float32)
+    """Δe = ẽ − e_m into ``slot`` of the deltas, e_m + α·Δe into the canvas at ``position``.
+
+    For a row or a tile of rows; ``base`` is e_m, and all shapes broadcast to ``expected``.
+    """
     delta = tl.where(position >= 0, expected - base, 0.0)
     target = delta_ptr + slot.to(tl.int64) * width + columns
     tl.store(target, delta.to(delta_ptr.dtype.element_ty), mask=wanted)
@@ -94,14 +96,15 @@ def _blend_kernel(
     wanted = columns < width
     source = expected_ptr + slot.to(tl.int64) * width + columns
     expected = tl.load(source, mask=wanted, other=0.0).to(tl.float32)
-    _write_row(
+    base = tl.load(mask_embed_ptr + columns, mask=wanted, other=0.0).to(tl.float32)
+    write_rows(
         expected,
+        base,
         position,
         slot,
         batch,
         columns,
         wanted,
-        mask_embed_ptr,
         canvas_ptr,
         delta_ptr,
         length,
@@ -154,14 +157,15 @@ def _gather_kernel(
         weighted += embeds.to(tl.float32) * weight[:, None]
         mass += weight
     expected = tl.sum(weighted, axis=0) / tl.sum(mass)
-    _write_row(
+    base = tl.load(mask_embed_ptr + columns, mask=wanted, other=0.0).to(tl.float32)
+    write_rows(
         expected,
+        base,
         position,
         slot,
         batch,
         columns,
         wanted,
-        mask_embed_ptr,
         canvas_ptr,
         delta_ptr,
         length,

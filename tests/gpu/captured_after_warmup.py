@@ -24,6 +24,7 @@ PLANS = (
     VocabularyPlan(SIZE.vocabulary, 48, ROWS, top_k=5, gate="positive", normalise="zscore"),
     VocabularyPlan(SIZE.vocabulary, 48, ROWS, suppressed=1, ops=("entropy_stats",)),
 )
+FUSED = VocabularyPlan(SIZE.vocabulary, 48, ROWS, ops=("inject_soft_embeddings",))
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     again = warmup(*PLANS, backend="triton")
     assert again.compiled == 0, f"a second warm-up made {again.compiled} binaries"
     assert again.binaries == report.binaries
+    warmup(FUSED, backend="triton_fused")
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

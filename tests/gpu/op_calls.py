@@ -52,11 +52,14 @@ class OpCall:
         run: from the inputs to outputs and gradients.
         invariant: a sequence's results are the same alone as in a batch, to the bit. Not
             where the vendor's matrix products take part.
+        mixed: rows of several sequences share a tile of a matrix product. The interpreter's
+            products are NumPy's, for which it matters where in the tile a row stands.
     """
 
     draw: Callable[[Size, torch.dtype, torch.device, int], Tensors]
     run: Callable[..., Tensors]
     invariant: bool = True
+    mixed: bool = False
 
 
 class _Draw:
@@ -209,10 +212,10 @@ def _draw_write(size: Size, dtype: torch.dtype, device: torch.device, seed: int)
     )
 
 
-def _write(top_k: int | None) -> Callable[..., Tensors]:
+def _write(top_k: int | None, path: str = "triton") -> Callable[..., Tensors]:
     def write(*inputs: Tensor) -> Tensors:
         return inject_soft_embeddings(
-            *inputs, 0.5, top_k, is_logits=True, return_delta=True, backend="triton"
+            *inputs, 0.5, top_k, is_logits=True, return_delta=True, backend=path
         )
 
     return write
@@ -250,6 +253,7 @@ OP_CALLS = {
     "linear_entropy": OpCall(_draw_head, _head, invariant=False),
     "sample_tokens": OpCall(_draw_seeded, _tokens),
     "inject_soft_embeddings": OpCall(_draw_write, _write(None), invariant=False),
+    "inject_soft_embeddings, fused": OpCall(_draw_write, _write(None, "triton_fused"), mixed=True),
     "inject_soft_embeddings, top k": OpCall(_draw_write, _write(5)),
     "tis_scores": OpCall(_draw_scores, _scores),
 }

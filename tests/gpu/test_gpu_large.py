@@ -71,9 +71,9 @@ def test_soft_writes_into_a_canvas_beyond_2_to_the_31_elements_are_right(device)
     table = torch.randn(50, width, generator=random, device=device).bfloat16()
     logits = torch.randn(1, 2, 50, generator=random, device=device)
     rows = torch.tensor([0, length - 1], device=device)
-    for top_k in (None, 4):
+    for top_k, path in ((None, "triton"), (None, "triton_fused"), (4, "triton")):
         inputs = (logits, table, table[0], 0.5, top_k)
-        options = {"is_logits": True, "backend": "triton"}
+        options = {"is_logits": True, "backend": path}
         canvas = inject_soft_embeddings(embeds, rows, *inputs, **options)
         ends = inject_soft_embeddings(
             embeds[:, [0, -1]], torch.tensor([0, 1], device=device), *inputs, **options
@@ -81,6 +81,32 @@ def test_soft_writes_into_a_canvas_beyond_2_to_the_31_elements_are_right(device)
         torch.testing.assert_close(canvas[:, [0, -1]], ends)
         assert not canvas[:, 1:-1].any()
         del canvas
+
+
+def test_fused_soft_writes_of_more_than_2_to_the_31_logits_are_right(device):
+    need(8)
+    logits = large_logits(device)[None]
+    vocabulary, count = logits.shape[-1], logits.shape[1]
+    random = torch.Generator(device).manual_seed(0)
+    table = torch.randn(vocabulary, 16, generator=random, device=device).bfloat16()
+    embeds = torch.zeros(1, count, 16, dtype=torch.bfloat16, device=device)
+    rows = torch.arange(count, device=device)
+
+    def write(some: slice) -> Tensor:
+        return inject_soft_embeddings(
+            embeds[:, some],
+            rows[: len(rows[some])],
+            logits[:, some],
+            table,
+            table[0],
+            0.5,
+            is_logits=True,
+            backend="triton_fused",
+        )
+
+    canvas = write(slice(None))
+    for some in (slice(0, 4), slice(-4, None)):
+        assert torch.equal(canvas[:, some], write(some))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -47,6 +47,8 @@ def test_a_hundred_runs_of_many_thread_blocks_give_the_same_bits(op, dtype, devi
 @pytest.mark.parametrize("op", [name for name, call in OP_CALLS.items() if call.invariant])
 def test_a_sequence_gives_the_same_bits_alone_as_in_a_batch(op, size, dtype, device):
     call = OP_CALLS[op]
+    if call.mixed and device.type == "cpu":
+        pytest.skip("in the interpreter's products a row's place matters")
     inputs = call.draw(size, dtype, device, 0)
     together = call.run(*inputs)
     for b in (0, size.batch - 1):

@@ -49,11 +49,18 @@ def soft_write(
     return canvas, delta
 
 
+FORMS = [
+    pytest.param(None, "triton", id="dense"),
+    pytest.param(None, "triton_fused", id="fused"),
+    *(pytest.param(top_k, "triton", id=f"top_k={top_k}") for top_k in (1, 9)),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("top_k", [None, 1, 9], ids="top_k={}".format)
+@pytest.mark.parametrize(("top_k", "path"), FORMS)
 @pytest.mark.parametrize("name", ROW_SETS)
-def test_the_canvas_and_delta_follow_their_definition(name, top_k, size, dtype, device):
+def test_the_canvas_and_delta_follow_their_definition(name, top_k, path, size, dtype, device):
     vocabulary, width = size
     rows = ROW_SETS[name].to(device)
     count = rows.shape[-1]
@@ -75,9 +82,9 @@ def test_the_canvas_and_delta_follow_their_definition(name, top_k, size, dtype, 
             top_k,
             is_logits=True,
             return_delta=True,
-            backend="triton",
+            backend=path,
         )
-    assert {path for _, path in seen} == {"triton"}
+    assert {ran for _, ran in seen} == {path}
     p = logits.double().softmax(dim=-1)
     wide = (x.double() for x in (table, mask_embed))
     truth = soft_write(embeds.double(), rows, p, *wide, top_k)
@@ -88,16 +95,18 @@ def test_the_canvas_and_delta_follow_their_definition(name, top_k, size, dtype, 
 
 
 @pytest.mark.sanitized
-@pytest.mark.parametrize("top_k", [None, 9], ids="top_k={}".format)
+@pytest.mark.parametrize(
+    ("top_k", "path"), [(None, "triton"), (None, "triton_fused"), (9, "triton")], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_untouched_rows_keep_their_bits(dtype, top_k, device):
+def test_untouched_rows_keep_their_bits(dtype, top_k, path, device):
     rows = ROW_SETS["ragged"].to(device)
     embeds, table, mask_embed, values = drawn(
         (2, LENGTH, 24), (67, 24), (24,), (2, 3, 67), dtype=dtype, device=device
     )
     before = embeds.clone()
     canvas = inject_soft_embeddings(
-        embeds, rows, values, table, mask_embed, 0.3, top_k, is_logits=True, backend="triton"
+        embeds, rows, values, table, mask_embed, 0.3, top_k, is_logits=True, backend=path
     )
     written = torch.zeros(2, LENGTH, dtype=torch.bool, device=device)
     written[0, [7, 0, 39]] = written[1, 5] = True

@@ -77,6 +77,7 @@ WITH_NATIVE = (
     "inject_soft_embeddings(top_k)",
     "linear_entropy",
 )
+WITH_FUSED = ("inject_soft_embeddings",)
 
 
 def call(op: str, dtype: torch.dtype = torch.float32, **options: object) -> torch.Tensor:
@@ -96,7 +97,8 @@ def test_on_the_cpu_the_native_path_is_chosen_where_there_is_one_and_the_library
     op, dtype
 ):
     is_native = op in WITH_NATIVE and dtype == torch.float32 and _native_library.LIBRARY is not None
-    passed_over = ["triton"] if is_native else ["triton", "native"]
+    passed_over = ["triton_fused"] if op in WITH_FUSED else []
+    passed_over += ["triton"] if is_native else ["triton", "native"]
     decision = decide(op, "auto", CPU, dtype)
     assert (decision.op, decision.path) == (op, "native" if is_native else "library")
     assert list(decision.rejected) == passed_over
@@ -144,6 +146,7 @@ def test_an_unknown_backend_is_refused_and_the_known_ones_are_named(op, backend)
 def no_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry of its own, so that a test may register what it likes."""
     monkeypatch.setattr(_dispatch, "_REGISTRY", {})
+    monkeypatch.setattr(_dispatch, "_PASSED_OVER", {})
 
 
 GPU = torch.device("cuda")
@@ -171,6 +174,28 @@ def test_the_reference_is_the_last_resort_and_all_reasons_are_kept():
     assert str(decision) == (
         "op: reference (not triton: too new; not native: not built; not library: too old)"
     )
+
+
+@pytest.mark.usefixtures("no_ops")
+def test_a_path_that_is_passed_over_runs_by_name_and_auto_says_why_not():
+    def slower(device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if dtype == torch.float16 else "slower"
+
+    register_paths("op", triton_fused=_dispatch.always, triton=_dispatch.always)
+    assert decide("op", "auto", GPU, torch.float32) == Decision("op", "triton_fused")
+    register_paths(
+        "op",
+        triton_fused=_dispatch.always,
+        triton=_dispatch.always,
+        passed_over={"triton_fused": slower},
+    )
+    assert decide("op", "auto", GPU, torch.float32) == Decision(
+        "op", "triton", {"triton_fused": "slower"}
+    )
+    assert decide("op", "auto", GPU, torch.float16) == Decision("op", "triton_fused")
+    assert decide("op", "triton_fused", GPU, torch.float32) == Decision("op", "triton_fused")
+    with pytest.raises(ValueError, match=r"unknown paths for op: \['cuda'\]"):
+        register_paths("op", passed_over={"cuda": slower})
 
 
 @pytest.mark.usefixtures("no_ops")

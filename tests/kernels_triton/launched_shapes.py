@@ -18,6 +18,7 @@ from bench.binaries import specialisations
 from boe_kernels.entropy import triton as entropy
 from boe_kernels.head_entropy import triton as head_entropy
 from boe_kernels.soft_embedding import triton as soft_embedding
+from boe_kernels.soft_embedding import triton_fused as fused_soft_embedding
 from boe_kernels.tis_scores import triton as scores
 from boe_kernels.token_sampling import triton as token_sampling
 
@@ -52,6 +53,24 @@ def write(batch: int, length: int, rows: int, shared: bool, alpha: float, top_k:
     inputs = (meta(batch, length, 64), at, logits, table, table[0], alpha)
     soft_embedding.forward(*inputs, None, True)
     soft_embedding.forward(*inputs, top_k, True)
+
+
+def fused_write(
+    batch: int,
+    length: int,
+    rows: int,
+    shared: bool,
+    alpha: float,
+    vocabulary: int,
+    apart: int | None = None,
+) -> None:
+    at = meta(1 if shared else batch, rows, dtype=torch.int64)
+    apart = apart or vocabulary
+    logits = meta(1).as_strided((batch, rows, vocabulary), (rows * apart, apart, 1))
+    table = meta(vocabulary, 64)
+    inputs = (meta(batch, length, 64), at, logits, table, table[0], alpha, None)
+    for is_logits in (True, False):
+        fused_soft_embedding.forward(*inputs, is_logits)
 
 
 def score(batch: int, positions: int, count: int, shared: bool) -> None:
@@ -93,6 +112,30 @@ GROUPS: dict[str, Calls] = {
         partial(write, 2, 256, 64, False, 0.0, 63),
         partial(write, 3, 100, 1, False, 1.0, 1),
         partial(write, 3, 1, 1, True, 0.1, 1),
+    ],
+    "fused soft writes": [
+        partial(fused_write, batch, length, rows, shared, alpha, vocabulary)
+        for batch, length, rows, shared, alpha, vocabulary in (
+            (1, 256, 64, True, 0.5, 32000),
+            (2, 256, 63, False, 0.0, 126464),
+            (3, 100, 1, False, 1.0, 2048),
+            (3, 1, 1, True, 0.1, 152064),
+            (2, 999, 333, True, 0.1, 32000),
+        )
+    ],
+    # A batch of 16 odd rows is 16 bytes long: nothing may depend on that.
+    "fused soft writes, odd vocabularies": [
+        partial(fused_write, batch, 256, rows, False, 0.5, vocabulary)
+        for batch, rows in ((1, 1), (1, 64), (2, 1), (2, 16), (3, 63))
+        for vocabulary in (50257, 2049)
+    ],
+    "fused soft writes, in one go": [
+        partial(fused_write, batch, 256, rows, False, 0.5, vocabulary)
+        for batch, rows in ((1, 1), (2, 64), (3, 200))
+        for vocabulary in (512, 1024)
+    ],
+    "fused soft writes, logits further apart than 32 bits can count": [
+        partial(fused_write, 2, 256, 3, False, 0.5, 32000, apart) for apart in (32000, 1 << 33)
     ],
     "scores": [
         partial(score, 1, 256, 64, True),

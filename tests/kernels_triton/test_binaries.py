@@ -110,6 +110,26 @@ def test_products_of_the_one_pass_on_sm_90_do_not_wait_for_each_other():
     assert not [line for line in of_64_keys if "serialized" in line]
 
 
+ASSEMBLY = """
+import json
+from bench.binaries import aot_cases, assembly
+
+(case,) = (
+    each for each in aot_cases("soft_embedding") if each.name == "fused, logits, bfloat16"
+)
+print(json.dumps(assembly(case.call, "sm_90")))
+"""
+
+
+def test_the_fused_soft_write_reads_ahead_in_loads_of_16_bytes_on_sm_90():
+    # It did not read logits so before the compiler knew that steps begin at multiples of 16.
+    product, join = told_by_code(ASSEMBLY)
+    assert "cp.async.cg.shared.global" in product
+    assert "ld.global.b16" not in product
+    assert "wgmma.mma_async" in product
+    assert "ld.global" in join
+
+
 # --- parts without launch parameters of their own -----------------------------------
 
 

@@ -29,6 +29,8 @@ def test_the_keys_tell_binaries_apart(described):
     keys = {name: calls[0]["keys"] for name, calls in described.items()}
     for other in ("odd vocabularies", "many rows", "many suppressed ids", "draws"):
         assert keys["few rows, even vocabularies"] != keys[other]
+    for other in ("odd vocabularies", "in one go"):
+        assert keys["fused soft writes"] != keys[f"fused soft writes, {other}"]
 
 
 def test_strides_have_64_bits(described):
@@ -37,3 +39,8 @@ def test_strides_have_64_bits(described):
         "_bwd_kernel, stride_row: i64",
         "_fwd_parts_kernel, stride_row: i64",
     ]
+    name = "fused soft writes, logits further apart than 32 bits can count"
+    assert set(described[name][-1]["large"]) == {
+        "_product_kernel, stride_batch: i64",
+        "_product_kernel, stride_slot: i64",
+    }

@@ -35,9 +35,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def soft_arguments(top_k: int | None) -> tuple[Any, ...]:
+def soft_arguments(top_k: int | None, path: str = "triton") -> tuple[Any, ...]:
     write = (ROWS, random(2, 3, 7), random(7, 4), random(4), 0.3)
-    return random(2, 10, 4).requires_grad_(), *write, top_k, True, "triton"
+    return random(2, 10, 4).requires_grad_(), *write, top_k, True, path
 
 
 OPS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
@@ -55,6 +55,10 @@ OPS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
         lambda: (random(3, 4).requires_grad_(), random(7, 4), random(7), IDS, 16, True, "triton"),
     ),
     "soft embedding": (soft_embedding.forward_op, lambda: soft_arguments(None)),
+    "soft embedding, fused": (
+        soft_embedding.forward_op,
+        lambda: soft_arguments(None, "triton_fused"),
+    ),
     "soft embedding, top k": (soft_embedding.forward_op, lambda: soft_arguments(3)),
     "tokens": (
         token_sampling.forward_op,
@@ -117,23 +121,24 @@ def test_forward_and_backward_report_their_path():
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "path"),
     [
-        "entropy_stats",
-        "linear_entropy",
-        "inject_soft_embeddings",
-        "inject_soft_embeddings(top_k)",
-        "sample_tokens",
-        "tis_scores",
+        ("entropy_stats", "triton"),
+        ("linear_entropy", "triton"),
+        ("inject_soft_embeddings", "triton"),
+        ("inject_soft_embeddings", "triton_fused"),
+        ("inject_soft_embeddings(top_k)", "triton"),
+        ("sample_tokens", "triton"),
+        ("tis_scores", "triton"),
     ],
 )
-def test_without_a_gpu_the_kernels_are_refused_unless_they_are_interpreted(name, monkeypatch):
+def test_without_a_gpu_the_kernels_are_refused_unless_they_are_interpreted(name, path, monkeypatch):
     cpu = torch.device("cpu")
-    assert decide(name, "triton", cpu, torch.float32).path == "triton"
+    assert decide(name, path, cpu, torch.float32).path == path
     with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
-        decide(name, "triton", cpu, torch.bfloat16)
+        decide(name, path, cpu, torch.bfloat16)
     with pytest.raises(ValueError, match="take float32, bfloat16 and float16"):
-        decide(name, "triton", cpu, torch.float64)
+        decide(name, path, cpu, torch.float64)
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match=f"cannot run .*{name.split('(')[0]}.*needs a GPU"):
-        decide(name, "triton", cpu, torch.float32)
+        decide(name, path, cpu, torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_what_was_not_planned_does_need_another_binary(architecture, described):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_most_numbers_of_active_rows_need_no_call_of_their_own(architecture):
     plan = AttentionPlan(28, 128, 1024, kv_heads=4)
-    assert len(needed_calls([(plan, op) for op in plan.ops], architecture)) < 20
+    assert len(needed_calls([(plan, op, "triton") for op in plan.ops], architecture)) < 20
 
 
 # --- running ------------------------------------------------------------------------
@@ -80,38 +81,40 @@ def statistics(rows: int) -> None:
     entropy_stats(logits, backend="triton").entropy.pow(2).sum().backward()
 
 
-def soft_write(rows: int) -> None:
+def soft_write(rows: int, top_k: int | None = 4, path: str = "triton") -> None:
     canvas, table = torch.randn(1, LENGTH, WIDTH), torch.randn(VOCABULARY, WIDTH)
     logits = torch.randn(1, rows, VOCABULARY)
-    options = {"alpha": 0.5, "top_k": 4, "is_logits": True, "backend": "triton"}
+    options = {"alpha": 0.5, "top_k": top_k, "is_logits": True, "backend": path}
     inject_soft_embeddings(canvas, torch.arange(rows), logits, table, table[0], **options)
 
 
+fused_write = partial(soft_write, top_k=None, path="triton_fused")
 ATTENTION = AttentionPlan(HEADS, WIDTH, LENGTH, kv_heads=1, dtype=torch.float32, active=(3, 33))
 EMBEDDINGS = VocabularyPlan(VOCABULARY, WIDTH, 5, dtype=torch.float32, top_k=4)
 
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
-    ("plan", "op", "call", "sizes"),
+    ("plan", "op", "path", "call", "sizes"),
     [
-        (ATTENTION, "active_query_attention", query, (2, 33)),
-        (ATTENTION, "active_row_attention", replay, (2, 33)),
-        (EMBEDDINGS, "entropy_stats", statistics, (1, 4)),
-        (EMBEDDINGS, "inject_soft_embeddings(top_k)", soft_write, (1, 3)),
+        (ATTENTION, "active_query_attention", "triton", query, (2, 33)),
+        (ATTENTION, "active_row_attention", "triton", replay, (2, 33)),
+        (EMBEDDINGS, "entropy_stats", "triton", statistics, (1, 4)),
+        (EMBEDDINGS, "inject_soft_embeddings(top_k)", "triton", soft_write, (1, 3)),
+        (EMBEDDINGS, "inject_soft_embeddings", "triton_fused", fused_write, (1, 3)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_after_a_warm_up_the_public_functions_launch_nothing_new(
-    plan: Any, op: str, call: Callable[[int], None], sizes: tuple[int, ...]
+    plan: Any, op: str, path: str, call: Callable[[int], None], sizes: tuple[int, ...]
 ) -> None:
     with recording("sm_80", run=True) as warmed:
-        report = warmup(replace(plan, ops=(op,)), device="cpu", backend="triton")
+        report = warmup(replace(plan, ops=(op,)), device="cpu", backend=path)
     known = {launch.signature for launch in warmed}
     assert len(report.binaries) == len(known) > 0
     # The interpreter compiles nothing.
     assert report.compiled == 0
-    assert [str(decision) for decision in report.decisions] == [f"{op}: triton"]
+    assert [str(decision) for decision in report.decisions] == [f"{op}: {path}"]
     with recording("sm_80", run=True) as launches:
         for size in sizes:
             call(size)

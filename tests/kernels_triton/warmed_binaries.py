@@ -12,13 +12,14 @@ from functools import partial
 
 import torch
 from launched_attention import HEADS, KV_HEADS, WIDTH, backward, forward, key_bias, mass, replay
-from launched_shapes import draw, head, score, statistics, write
+from launched_shapes import draw, fused_write, head, score, statistics, write
 
 from bench.binaries import specialisations
 from boe_kernels import AttentionPlan, VocabularyPlan
 from boe_kernels._warmup import Plan, needed_calls
 
 LENGTH, VOCABULARY, EMBEDDING = 1024, 32000, 64
+DENSE, ODD, SMALL = "inject_soft_embeddings", 50257, 999
 COUNTS = (1, 8, 16, 17, 31, 32, 33, 48, 64, 65, 100, 129, 333, 512, 1023, 1024)
 
 ATTENTION = AttentionPlan(HEADS, WIDTH, LENGTH, kv_heads=KV_HEADS)
@@ -44,6 +45,8 @@ PLANS: tuple[Plan, ...] = (
     VocabularyPlan(VOCABULARY, EMBEDDING, 1000),
     VocabularyPlan(VOCABULARY, EMBEDDING, 1000, suppressed=2, ops=("entropy_stats",)),
     VocabularyPlan(VOCABULARY, EMBEDDING, 1, dtype=torch.float32, ops=("tis_scores",)),
+    VocabularyPlan(ODD, EMBEDDING, 1000, ops=(DENSE,)),
+    VocabularyPlan(SMALL, EMBEDDING, 1000, ops=(DENSE,)),
 )
 
 CALLS: dict[str, Callable[[], None]] = {
@@ -63,6 +66,9 @@ CALLS: dict[str, Callable[[], None]] = {
     "head": partial(head, 700, VOCABULARY, 524),
     "draws": partial(draw, 33, VOCABULARY, 0.7),
     "soft writes": partial(write, 2, 256, 63, False, 0.3, 64),
+    "fused soft writes": partial(fused_write, 2, 256, 63, False, 0.3, VOCABULARY),
+    "fused soft writes, odd": partial(fused_write, 2, 256, 32, False, 0.3, ODD),
+    "fused soft writes, in one go": partial(fused_write, 2, 256, 63, False, 0.3, SMALL),
     "scores": partial(score, 2, 100, 16, False),
 }
 
@@ -75,7 +81,8 @@ def keys(call: Callable[[], None], architecture: str) -> list[str]:
 
 def warm(plans: tuple[Plan, ...], architecture: str) -> None:
     """Make the calls of a warm-up, which are recorded."""
-    chosen = [(plan, op) for plan in plans for op in plan.ops]
+    chosen = [(plan, op, "triton") for plan in plans for op in plan.ops]
+    chosen += [(plan, DENSE, "triton_fused") for plan in plans if DENSE in plan.ops]
     for call in needed_calls(chosen, architecture):
         call(torch.device("meta"))
 
