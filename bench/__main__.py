@@ -1,13 +1,13 @@
-"""``python -m bench NAME``: attention, entropy, step, llm_step, llm_memory, gpu, resources, tune,
-plot, readme or all.
+"""``python -m bench NAME``: attention, entropy, step, decodes, llm_step, llm_memory, gpu,
+resources, tune, plot, readme or all.
 
 Options after the name go to the benchmark; see ``python -m bench attention --help``.
-``all``, the default, means the first three. ``llm_step`` is a step at the shapes of LLaDA-8B
+``all``, the default, means the first four. ``llm_step`` is a step at the shapes of LLaDA-8B
 and Dream-7B (a toy width without a GPU); ``llm_memory`` counts what such a step holds, and
 needs no GPU. ``gpu`` is everything that a GPU can tell, tests and such steps included.
 ``resources`` measures nothing: it compiles the Triton kernels and prints what their binaries
-need. ``tune`` times tiles of the attention kernels on a GPU and writes the quickest into their
-table. ``plot`` draws what is committed, ``readme`` fills the tables of README.md and of
+need. ``tune`` times tiles of the kernels with products on a GPU and writes the quickest into their
+tables. ``plot`` draws what is committed, ``readme`` fills the tables of README.md and of
 docs/benchmarks.md from it.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHMARKS = ("attention", "entropy", "step")
+BENCHMARKS = ("attention", "entropy", "step", "decodes")
 NOT_IN_ALL = ("llm_step", "llm_memory", "gpu", "resources", "tune", "plot", "readme")
 
 

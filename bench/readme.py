@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from bench.decodes_tables import decodes_table, shares_table
 from bench.losses import losses_on_cpu
 from bench.report import find
 from bench.results import RESULTS, Config, Measurement, as_measurement, read_rows
@@ -129,6 +130,8 @@ SECTIONS: Mapping[str, Callable[[Path], str]] = {
     "entropy": entropy_table,
     "step": step_table,
     "losses": losses_on_cpu,
+    "decodes": decodes_table,
+    "decodes-time": shares_table,
 }
 
 _MODES = ("backward", "forward+backward")

@@ -68,17 +68,19 @@ def interleave(
     *,
     settings: Mapping[str, Setting] | None = None,
     cold: bool = True,
+    warmed: bool = False,
 ) -> dict[str, Timing]:
     """Time every call once per round, after one untimed round.
 
     Args:
         settings: what a call is to be run under; entering and leaving it is not timed.
         cold: empty a GPU's L2 cache before each call, for calls that do not do so.
+        warmed: leave the untimed round out: every call has been run already.
     """
     stopwatch = _gpu_stopwatch(device, cold) if device.type == "cuda" else _cpu_stopwatch
     samples: dict[str, list[float]] = {name: [] for name in calls}
     settings = settings or {}
-    for name, call in calls.items():
+    for name, call in calls.items() if not warmed else ():
         with settings.get(name, nullcontext)():
             call()
     gc.collect()

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from boe.kept_memory import kept_memory
+
 STATE_FILE = "training_state.pt"
 
 
@@ -90,11 +92,50 @@ def stratified_mask(
     return mask
 
 
-def masked_diffusion_loss(model: nn.Module, ids: Tensor, mask: Tensor, mask_id: int) -> Tensor:
-    """Mean over samples of the mean cross-entropy at masked positions, in nats."""
-    logits = model(input_ids=torch.where(mask, mask_id, ids)).logits
-    nats = cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
-    return ((nats * mask).sum(dim=1) / mask.sum(dim=1)).mean()
+def masked_diffusion_loss(
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    mask_id: int,
+    texts: int = 1,
+    behind_attention: nn.Module | None = None,
+) -> Tensor:
+    """Mean over samples of the mean cross-entropy at masked positions, in nats.
+
+    Args:
+        ids: int64 (N, L), clean.
+        mask: bool (N, L), with at least one True in every sample.
+        texts: each of so many equal parts of a sequence is a sample.
+        behind_attention: the module of ``model`` that takes over behind the last attention,
+            with arguments (N, L, D). If given, it and all that follows run on the masked rows
+            only: the same loss with the same gradients, as nothing reads the other rows any
+            more. From there on ``model`` has to work row by row.
+    """
+    canvas = torch.where(mask, mask_id, ids)
+    counts = mask.view(len(ids) * texts, -1).sum(dim=1)
+    if behind_attention is None:
+        logits = model(input_ids=canvas).logits
+        nats = cross_entropy(logits.float().transpose(1, 2), ids, reduction="none") * mask
+        return (nats.view(len(counts), -1).sum(dim=1) / counts).mean()
+    rows = mask.flatten().nonzero().squeeze(1)
+    with _rows_only(behind_attention, rows):
+        logits = model(input_ids=canvas).logits.squeeze(0)
+    nats = cross_entropy(logits.float(), ids.flatten()[rows], reduction="none")
+    return (nats / counts.repeat_interleave(counts)).sum() / len(counts)
+
+
+@contextmanager
+def _rows_only(module: nn.Module, rows: Tensor) -> Iterator[None]:
+    """``module`` sees ``rows`` of its (N, L, D) arguments, as (1, len(rows), D), while it lasts."""
+
+    def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(x.flatten(0, 1).index_select(0, rows).unsqueeze(0) for x in args)
+
+    handle = module.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -127,6 +168,8 @@ def train(
     maskable: Tensor | None = None,
     rates: tuple[float, float] = (0.0, 1.0),
     state_file: str = STATE_FILE,
+    texts: int = 1,
+    behind_attention: nn.Module | None = None,
 ) -> None:
     """Train a denoiser in place by :func:`masked_diffusion_loss`, as :func:`fit` does.
 
@@ -135,6 +178,9 @@ def train(
         maskable: bool (L,), the positions that may be masked; all by default.
         rates: the least and the largest mask rate. The optimum does not depend on them, as a
             prediction at one rate is trained for itself: they say where it matters.
+        texts: a sequence holds so many of equal length, each masked at a rate of its own.
+            Then ``maskable`` is of one of them, (L / texts,).
+        behind_attention: saves work on unmasked rows, as in :func:`masked_diffusion_loss`.
 
     Raises:
         ValueError: as :func:`fit`, or ``maskable`` allows no position.
@@ -144,8 +190,11 @@ def train(
 
     def next_loss(generator: torch.Generator) -> Tensor:
         ids = next_batch(generator)
-        mask = stratified_mask((ids.shape[0], ids.shape[1]), generator, maskable, rates)
-        return masked_diffusion_loss(model, ids, mask, mask_id)
+        shape = (len(ids) * texts, ids.shape[1] // texts)
+        mask = stratified_mask(shape, generator, maskable, rates)
+        if texts > 1:  # The rates rise with the sample: within a sequence they must not.
+            mask = mask[torch.randperm(len(mask), generator=generator)].view_as(ids)
+        return masked_diffusion_loss(model, ids, mask, mask_id, texts, behind_attention)
 
     fit(model, next_loss, config, output, on_step, state_file)
 
@@ -178,6 +227,7 @@ def fit(
         lr=config.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=config.weight_decay,
+        fused=True,
     )
     output.mkdir(parents=True, exist_ok=True)
     state_path = output / state_file
@@ -190,14 +240,14 @@ def fit(
 
     model.train()
     try:
-        with _plain_attention(model):
+        with _plain_attention(model), kept_memory():
             while done < config.steps:
                 for group in optimizer.param_groups:
                     group["lr"] = config.rate_at(done)
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
                     loss = next_loss(generator)
                 loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+                nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip, foreach=True)
                 optimizer.step()
                 optimizer.zero_grad()
                 done += 1

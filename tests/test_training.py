@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from boe.tasks.text.model import ModelShape, build_model
 from boe.training import (
     STATE_FILE,
     TrainConfig,
@@ -120,6 +121,53 @@ def test_the_loss_is_the_mean_over_samples_of_the_mean_over_their_masks() -> Non
     torch.testing.assert_close(loss, (first + second) / 2)
 
 
+# --- rows behind the last attention ---------------------------------------------------
+
+
+def loss_and_gradients(
+    dtype: torch.dtype, *, rows_only: bool, texts: int = 1, bf16: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The loss of one batch and the gradients of all parameters, in a row."""
+    model = build_model(ModelShape(layers=2, width=32), 14, [list(range(14))], 0).to(dtype)
+    model.set_attn_implementation("eager")
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 10, (6, 14), generator=generator)
+    mask = stratified_mask((6 * texts, 14 // texts), generator).view_as(ids)
+    behind = model.base_model.encoder.layer[-1].attention.output if rows_only else None
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = masked_diffusion_loss(model, ids, mask, MASK, texts, behind)
+    loss.backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return loss.detach(), torch.cat(gradients)
+
+
+@pytest.mark.parametrize("texts", [1, 2])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_running_masked_rows_only_changes_loss_and_gradients_by_no_more_than_rounding(
+    texts: int, bf16: bool
+) -> None:
+    truth = loss_and_gradients(torch.float64, rows_only=False, texts=texts)
+    plain = loss_and_gradients(torch.float32, rows_only=False, texts=texts, bf16=bf16)
+    ours = loss_and_gradients(torch.float32, rows_only=True, texts=texts, bf16=bf16)
+    # Losses are float32 everywhere, and rounded in one more place.
+    torch.testing.assert_close(
+        ours[0], plain[0], rtol=0, atol=float(4 * (plain[0] - truth[0]).abs() + 1e-6)
+    )
+    error, plain_error = ((found[1].double() - truth[1]).norm() for found in (ours, plain))
+    assert 0 < error < 2 * plain_error
+
+
+def test_only_masked_rows_reach_what_lies_behind_the_last_attention() -> None:
+    model = build_model(ModelShape(layers=2, width=32), 14, [list(range(14))], 0)
+    seen: list[torch.Size] = []
+    model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    mask = torch.arange(3 * 14).view(3, 14) % 3 == 0
+    behind = model.base_model.encoder.layer[-1].attention.output
+    masked_diffusion_loss(model, torch.full((3, 14), 4), mask, MASK, 1, behind)
+    assert seen == [(1, 14, 32)]
+    assert model(input_ids=torch.full((3, 14), 4)).logits.shape[:2] == (3, 14), "as before"
+
+
 # --- schedule and configuration -------------------------------------------------------
 
 
@@ -160,6 +208,15 @@ def test_an_interrupted_run_ends_with_bitwise_the_weights_of_an_undisturbed_one(
     with pytest.raises(KeyboardInterrupt):
         weights_after(tmp_path / "cut", stop_at=stop_at)
     resumed = weights_after(tmp_path / "cut")
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_a_run_in_bf16_that_is_interrupted_ends_with_the_same_weights_too(tmp_path: Path) -> None:
+    config = replace(CONFIG, precision="bf16")
+    expected = weights_after(tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        weights_after(tmp_path / "cut", config, stop_at=8)
+    resumed = weights_after(tmp_path / "cut", config)
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
 
 

@@ -180,7 +180,8 @@ class Decoder:
         strategy, device = self.strategy, state.canvas.ids.device
         view = view_of(live, state, self.strategy, self.forwards.denoiser.facts, self.cache)
         # Where all eligible positions will be revealed there is nothing to score.
-        choice = any(c.left > c.change > 0 and strategy.steers(c) for c in view.clocks)
+        free = [clock for clock in view.clocks if clock.left > clock.change]
+        choice = any(c.change > 0 for c in free) and any(strategy.steers(c) for c in free)
         keep = strategy.keep if choice else "nothing"
         prediction, cost = predict(self.forwards, self.cache, live, state, view, keep)
         seen, backtrack = prediction, strategy.backtrack

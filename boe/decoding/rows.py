@@ -129,6 +129,7 @@ class Row:
             masks=block.masks,
             start=block.start,
             end=block.end,
+            plan=block.plan,
         )
 
     @property

@@ -282,6 +282,7 @@ class BoEScheduler(BlockRefinementScheduler):
         planned = self._planned(index)
         budget = [min(planned, count) for count in counts]
         lengths = torch.tensor(canvas.lengths, device=device)
+        plan = tuple(self._planned(k) for k in range(self.num_inference_steps))
         clocks = tuple(
             Clock(
                 index=index,
@@ -292,6 +293,7 @@ class BoEScheduler(BlockRefinementScheduler):
                 masks=masked.shape[1],
                 start=max(length - masked.shape[1], 0),
                 end=length,
+                plan=plan,
             )
             for change, count, length in zip(budget, counts, canvas.lengths, strict=True)
         )

@@ -23,7 +23,7 @@ from boe.denoisers.base import (
 )
 from boe.samplers.base import Clock, Sampler, Scores, Step, StepCost
 from boe.samplers.boe_options import check_options
-from boe.samplers.candidates import choose_candidates, least_of_greedy
+from boe.samplers.candidates import choose_candidates, least_of_greedy, may_compete
 from boe.samplers.deciding import decide_close
 from boe.samplers.last_scores import by_last_scores, remember_scores
 from boe.samplers.late_options import repr_of
@@ -165,6 +165,9 @@ class BoE(Sampler):
         return self.guidance_gradient == "combined"
 
     def steers(self, clock: Clock) -> bool:
+        return self._is_due(clock) and may_compete(clock, self.candidates, self.rho)
+
+    def _is_due(self, clock: Clock) -> bool:
         return clock.index % self.every == 0
 
     def score(self, step: Step) -> Scores:
@@ -174,7 +177,7 @@ class BoE(Sampler):
         unsteered = torch.where(chosen, step.stats.top1, -torch.inf)
         due = torch.ones_like(step.budget, dtype=torch.bool)
         if self.every > 1:
-            due = step.of_rows(self.steers).squeeze(1).bool()
+            due = step.of_rows(self._is_due).squeeze(1).bool()
         recalls = self.every > 1 and self.between == "last"
         if recalls:
             last = by_last_scores(step, unsteered)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from boe.samplers.base import Step, top_positions
+from boe.samplers.base import Clock, Step, top_positions
 
 CANDIDATE_RULES = ("confidence", "margin", "entropy", "entropy_band", "random", "all")
 
@@ -47,9 +49,25 @@ def choose_candidates(step: Step, rule: str, rho: float, tolerance: float | None
         rank = -(stats.entropy - median.values.unsqueeze(1)).abs()
     else:
         rank = step.uniform(step.masked)
-    eligible = step.eligible.sum(dim=1)
-    wanted = torch.maximum((eligible * rho).ceil().to(torch.int64), step.budget)
+    wanted = torch.maximum(_share_of(step.eligible.sum(dim=1), rho), step.budget)
     return top_positions(rank, competing, wanted)
+
+
+def may_compete(clock: Clock, rule: str, rho: float) -> bool:
+    """Whether more candidates than are revealed may be found in a step, before its forward."""
+    if rule == "all":
+        return True
+    return _most_of(clock.left, rho) > clock.change
+
+
+@lru_cache(maxsize=4096)
+def _most_of(eligible: int, rho: float) -> int:
+    """As :func:`_share_of`, on the host; asked again and again of the same few numbers."""
+    return int(_share_of(torch.tensor(eligible), rho))
+
+
+def _share_of(eligible: Tensor, rho: float) -> Tensor:
+    return (eligible * rho).ceil().to(torch.int64)
 
 
 def least_of_greedy(step: Step) -> Tensor:

@@ -45,12 +45,17 @@ class OverlapBound(Count):
         gamma: γ in nats.
         share: s in [0, 1]; with 1 all pairs are charged alike. Less saves forwards where
             positions depend on each other by what they compete for, and only there.
-        floor: least probability of the token that a position that joins the first would write.
+        floor: least probability of the token that a position that joins the first would
+            write, unless its token is due.
+        early: what is due: the tokens that the plan wants written by this step, and this
+            share of the next step's. What has to be written soon is better written beside
+            what it does not compete with.
     """
 
     gamma: float = 0.1
     share: float = 0.2
     floor: float = 0.0
+    early: float = 0.5
 
     name: ClassVar[str] = "overlap"
     home: ClassVar[str] = "entropy"
@@ -58,7 +63,7 @@ class OverlapBound(Count):
     def __post_init__(self) -> None:
         if not (self.gamma >= 0.0 and math.isfinite(self.gamma)):
             raise ValueError(f"gamma must be finite and not negative, got {self.gamma}")
-        for field in ("share", "floor"):
+        for field in ("share", "floor", "early"):
             if not 0.0 <= getattr(self, field) <= 1.0:
                 raise ValueError(f"{field} must be in [0, 1], got {getattr(self, field)}")
 
@@ -68,18 +73,23 @@ class OverlapBound(Count):
         longest = max((clock.left for clock in step.clocks), default=0)
         order = ranked_order(-entropy, step.eligible)[:, : max(longest, 1)]
         offered = step.eligible.gather(1, order)
-        joins = offered & (step.proposal_probability.gather(1, order) >= self.floor)
+        sure = step.proposal_probability.gather(1, order) >= self.floor
         entropy = entropy.gather(1, order).masked_fill(~offered, 0.0)
         shared = self._shared_information(step.prediction.logits, order, entropy)
         taken = offered.clone()
         taken[:, 1:] = False
+        number = torch.ones_like(step.budget)
+        due = step.of_rows(lambda clock: clock.due(self.early)).squeeze(1)
+        wanted = torch.maximum(due, step.budget)
         spent = torch.zeros_like(entropy[:, 0])
         ignored = shared[:, 0].clone()
         # A position's cost depends on which were taken before it, so they go one by one.
         for place in range(1, order.shape[1]):
             cost = torch.minimum(entropy[:, place], ignored[:, place])
-            fits = joins[:, place] & (spent + cost <= self.gamma)
+            joins = offered[:, place] & (sure[:, place] | (number < wanted))
+            fits = joins & (spent + cost <= self.gamma)
             taken[:, place] = fits
+            number = number + fits
             spent = spent + torch.where(fits, cost, 0.0)
             ignored = ignored + torch.where(fits.unsqueeze(1), shared[:, place], 0.0)
         return torch.zeros_like(step.eligible).scatter(1, order, taken)

@@ -47,9 +47,8 @@ def choose_active(
             :class:`boe.samplers.BoE`.
     """
     canvas, facts = step.canvas, step.denoiser.facts
-    valid = canvas.valid & steered.unsqueeze(1)
     if active_set == "all":
-        return pad_rows(valid), 0
+        return pad_rows(canvas.valid & steered.unsqueeze(1)), 0
     members = [request.candidates]
     if active_set == "candidates_probes":
         members.append(facts.row_of(request.probes))
@@ -59,7 +58,7 @@ def choose_active(
     active = mark_rows(torch.cat(members, dim=1), canvas.length)
     if active_set != "bridges":
         return pad_rows(active), 0
-    others = valid & ~active
+    others = canvas.valid & steered.unsqueeze(1) & ~active
     forwards = 0
     if bridge_rule == "random":
         rank = step.uniform(step.canvas.valid)

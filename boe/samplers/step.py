@@ -32,6 +32,7 @@ class Clock:
             take tokens back.
         left: masks left in the block, and masks: how many it had.
         start, end: the block's positions are [start, end).
+        plan: by how many masks each step of the block is planned to shrink it.
     """
 
     index: int
@@ -42,6 +43,17 @@ class Clock:
     masks: int
     start: int
     end: int
+    plan: tuple[int, ...]
+
+    def due(self, early: float) -> int:
+        """How many tokens short of its plan the block is; below 0 if it is ahead.
+
+        Args:
+            early: so much of the next step's share is counted as due, too, rounded down.
+        """
+        following = sum(self.plan[self.index + 1 : self.index + 2])
+        planned = sum(self.plan[: self.index + 1]) + int(early * following)
+        return planned - (self.masks - self.left)
 
 
 class Forwards(Protocol):

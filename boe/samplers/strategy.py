@@ -131,6 +131,9 @@ class Strategy:
         return self.which.keep
 
     def steers(self, clock: Clock) -> bool:
+        if self.count is not None:
+            # It reveals what it finds itself, and leaves any number of them to the policy.
+            clock = replace(clock, change=0)
         return self.which.steers(clock)
 
     def plan(self, planned: tuple[int, ...]) -> tuple[int, ...]:

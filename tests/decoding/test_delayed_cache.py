@@ -25,7 +25,7 @@ from boe.samplers import (
 from boe.samplers.particles import SMC
 from boe_kernels import pad_rows
 
-CLOCK = Clock(index=1, total=3, planned=3, change=1, left=2, masks=3, start=3, end=6)
+CLOCK = Clock(index=1, total=3, planned=3, change=1, left=2, masks=3, start=3, end=6, plan=(1,) * 3)
 DECISIVE = "rho=0.6,tolerance=none,sure=none"
 
 

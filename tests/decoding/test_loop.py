@@ -191,10 +191,11 @@ def test_boe_is_charged_for_the_rows_of_each_canvas_and_not_for_a_forced_step() 
     assert second.flop_equiv == pytest.approx(3 + 2 * 3 / 5)
 
 
-def test_a_forced_last_step_keeps_nothing_for_a_gradient() -> None:
+def test_steps_without_a_choice_keep_nothing_for_a_gradient() -> None:
     denoiser = fake()
     generate(denoiser, blank(4), BoE(tolerance=None, rho=0.5))
-    assert denoiser.keeps == ["keys_values"] * 3 + ["nothing"]
+    # Of two masks one is a candidate, and the last step is forced.
+    assert denoiser.keeps == ["keys_values"] * 2 + ["nothing"] * 2
     assert len(denoiser.requests) == 2
 
 

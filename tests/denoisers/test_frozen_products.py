@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from boe.denoisers.frozen_products import FrozenProducts
+from boe.denoisers.frozen_products import FrozenProducts, frozen_products_for
 from boe_kernels import observe_paths
 
 
@@ -48,3 +48,13 @@ def test_autocast_is_left_alone(layer):
     with observe_paths() as seen, FrozenProducts(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.randn(1, 6)).dtype == torch.bfloat16
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((1, 8, 511), []), ((1, 8, 512), ["frozen_linear"]), ((64, 8, 64), ["frozen_linear"])],
+)
+def test_a_replay_too_small_to_gain_keeps_to_pytorch(layer, shape, expected):
+    with observe_paths() as seen, frozen_products_for(torch.empty(shape)):
+        layer(torch.randn(1, 6))
+    assert [op for op, _ in seen] == expected

@@ -8,7 +8,9 @@ from fake_denoiser import MASK, FakeDenoiser, table_of
 
 from boe import BoE, Strategy, TokensPerStep, generate, sampler_from, spec_of
 from boe.decoding import Generation
+from boe.samplers import Threshold
 from boe.samplers.base import Clock
+from boe.samplers.candidates import may_compete
 
 CONFIDENCES = [0.90, 0.89, 0.88, 0.87, 0.86, 0.85, 0.84, 0.83]
 INFLUENCE = torch.tensor([0.1, 0.6, 0.2, 0.5, 0.3, 0.4, 0.0, 0.7])
@@ -118,10 +120,39 @@ def test_several_tokens_a_step_count_steps_and_not_tokens() -> None:
 
 
 def test_whether_a_step_is_scored_depends_on_its_place_in_the_block() -> None:
-    clocks = [Clock(k, 9, 9, 1, 9 - k, 9, 0, 9) for k in range(5)]
+    clocks = [Clock(k, 9, 9, 1, 9 - k, 9, 0, 9, (1,) * 9) for k in range(5)]
     assert [BoE(every=2).steers(clock) for clock in clocks] == [True, False] * 2 + [True]
     assert all(Strategy(BoE()).steers(clock) for clock in clocks)
     assert not Strategy(BoE(every=2)).steers(clocks[1])
+
+
+def test_a_step_that_reveals_all_its_candidates_keeps_nothing_for_a_gradient() -> None:
+    denoiser = FakeDenoiser(table_of(CONFIDENCES), INFLUENCE)
+    sampler = BoE(rho=0.5, tolerance=None)
+    generate(denoiser, torch.full((8,), MASK), sampler, budget=TokensPerStep(2))
+    # Of 8, 6, 4 and 2 masks half are candidates, or two.
+    assert denoiser.keeps == ["keys_values"] * 2 + ["nothing"] * 2
+    assert len(denoiser.requests) == 2
+
+
+def test_a_count_may_leave_fewer_to_choose_than_the_budget_plans() -> None:
+    denoiser = FakeDenoiser(table_of(CONFIDENCES), INFLUENCE)
+    strategy = Strategy(BoE(rho=0.25, tolerance=None), count=Threshold(0.895))
+    generate(denoiser, torch.full((8,), MASK), strategy, budget=TokensPerStep(2))
+    # Position 0 is sure, so that the first step has one of two candidates to choose.
+    assert denoiser.keeps == ["keys_values"] * 3 + ["nothing"]
+    assert len(denoiser.requests) == 1
+
+
+@pytest.mark.parametrize("rule", ["confidence", "all"])
+@pytest.mark.parametrize("rho", [0.01, 0.07, 0.1, 0.25, 1 / 3, 0.5, 0.75, 1.0])
+def test_whether_candidates_compete_is_known_before_the_forward(rule: str, rho: float) -> None:
+    shares = (torch.arange(130) * rho).ceil().tolist()
+    for left in range(1, 130):
+        for budget in range(1, min(left, 12)):
+            candidates = left if rule == "all" else shares[left]
+            clock = Clock(0, 1, 1, budget, left, left, 0, left, (left,))
+            assert may_compete(clock, rule, rho) == (candidates > budget)
 
 
 def test_specifications_say_how_often_and_by_what() -> None:

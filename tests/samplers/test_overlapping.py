@@ -13,7 +13,7 @@ from torch import Tensor
 from boe import TokensPerStep, generate
 from boe.canvas import Canvas
 from boe.denoisers.base import Prediction
-from boe.samplers import Entropy, OverlapBound, Strategy, overlapping
+from boe.samplers import Deadline, Entropy, OverlapBound, Strategy, overlapping
 
 HALF = math.log(2)
 """Entropy of a fair choice between two tokens, nats."""
@@ -27,16 +27,20 @@ def table_of_choices(choices: list[list[int]], vocabulary: int = 7) -> Tensor:
     return table
 
 
-def revealed(table: Tensor, count: OverlapBound, budget: int = 1) -> list[list[int]]:
+def revealed(
+    table: Tensor, count: OverlapBound, budget: int = 1, deadline: Deadline | None = None
+) -> list[list[int]]:
     canvas = torch.full((len(table),), MASK)
-    strategy = Strategy(Entropy(), count=count)
+    strategy = Strategy(Entropy(), count=count, deadline=deadline)
     result = generate(
         FakeDenoiser(table), canvas, strategy, budget=TokensPerStep(budget), trajectory=True
     )
     return [record.revealed.tolist() for record in result.items[0].trajectory]
 
 
-def by_hand(table: Tensor, gamma: float, share: float, floor: float) -> list[list[int]]:
+def by_hand(
+    table: Tensor, count: OverlapBound, budget: int = 1, deadline: Deadline | None = None
+) -> list[list[int]]:
     """The rule of the docstring, position by position in plain Python."""
     p = [[math.exp(z) for z in row] for row in table.log_softmax(dim=-1).tolist()]
     entropy = [-sum(q * math.log(q) for q in row if q > 0) for row in p]
@@ -47,16 +51,26 @@ def by_hand(table: Tensor, gamma: float, share: float, floor: float) -> list[lis
 
     left, steps = set(range(len(p))), []
     while left:
+        written, k = len(p) - len(left), len(steps)
+        behind = min((k + 1) * budget, len(p)) - written
+        share = min(budget, len(p) - k * budget) if k * budget < len(p) else budget
+        asked = min(share if deadline is None else max(behind, 1), len(left))
+        following = min(budget, max(len(p) - (k + 1) * budget, 0))
+        due = max(asked, behind + math.floor(count.early * following))
+        order = sorted(left, key=lambda i: (entropy[i], i))
         taken: list[int] = []
         spent = 0.0
-        for j in sorted(left, key=lambda k: (entropy[k], k)):
-            charged = [share + (1 - share) * cosine(i, j) for i in taken]
+        for j in order:
+            charged = [count.share + (1 - count.share) * cosine(i, j) for i in taken]
             lower = [min(entropy[i], entropy[j]) for i in taken]
             ignored = sum(a * b for a, b in zip(charged, lower, strict=True))
             cost = min(entropy[j], ignored)
-            if not taken or (spent + cost <= gamma and max(p[j]) >= floor):
+            joins = max(p[j]) >= count.floor or len(taken) < due
+            if not taken or (joins and spent + cost <= count.gamma):
                 taken.append(j)
                 spent += cost
+        rest = [j for j in order if j not in taken]
+        taken += rest[: max(asked - len(taken), 0)]
         steps.append(sorted(taken))
         left -= set(taken)
     return steps
@@ -102,20 +116,33 @@ def test_a_position_that_does_not_fit_is_passed_over_and_does_not_end_the_step()
 
 @pytest.mark.parametrize("gamma", [0.0, 0.02, 0.1, 0.5, 2.0])
 @pytest.mark.parametrize(("share", "floor"), [(0.0, 0.0), (0.05, 0.4), (1.0, 0.0), (0.3, 0.9)])
+@pytest.mark.parametrize("budget", [1, 3])
+@pytest.mark.parametrize("deadline", [None, Deadline()])
 def test_steps_are_those_of_the_rule_carried_out_in_plain_python(
-    gamma: float, share: float, floor: float
+    gamma: float, share: float, floor: float, budget: int, deadline: Deadline | None
 ) -> None:
     generator = torch.Generator().manual_seed(5)
     for sharpness in (1.0, 3.0, 8.0):
         table = sharpness * torch.randn(12, 9, generator=generator, dtype=torch.float64)
         table[:, MASK] = -torch.inf
-        steps = revealed(table, OverlapBound(gamma, share, floor))
-        assert steps == by_hand(table, gamma, share, floor)
+        for early in (0.0, 0.4, 1.0):
+            count = OverlapBound(gamma, share, floor, early)
+            steps = revealed(table, count, budget, deadline)
+            assert steps == by_hand(table, count, budget, deadline)
 
 
 def test_unsure_positions_below_the_floor_are_written_one_at_a_time() -> None:
     table = table_of_choices([[1], [2, 3], [4, 5], [6]])
     assert revealed(table, OverlapBound(10.0, floor=0.6)) == [[0, 3], [1], [2]]
+
+
+def test_what_is_due_is_written_beside_what_it_does_not_compete_with() -> None:
+    # Two rivals and two others, all unsure; two are due at once, three with the next step's.
+    table = table_of_choices([[1, 2], [1, 2], [3, 4], [5, 6]])
+    count = OverlapBound(0.0, share=0.0, floor=0.9, early=0.0)
+    assert revealed(table, count, budget=2) == [[0, 2], [1, 3]]
+    assert revealed(table, replace(count, early=0.5), budget=2) == [[0, 2, 3], [1]]
+    assert revealed(table, replace(count, early=0.5), budget=1) == [[0], [1], [2], [3]]
 
 
 def test_the_ranking_fills_up_to_the_budget() -> None:
@@ -181,6 +208,7 @@ def test_boe_takes_no_gradient_where_the_count_finds_the_whole_budget() -> None:
         ({"share": -0.1}, r"share must be in \[0, 1\], got -0.1"),
         ({"floor": 1.5}, r"floor must be in \[0, 1\], got 1.5"),
         ({"floor": math.nan}, r"floor must be in \[0, 1\], got nan"),
+        ({"early": 2.0}, r"early must be in \[0, 1\], got 2.0"),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(options: dict[str, float], message: str) -> None:

@@ -111,12 +111,13 @@ def train_sudoku(
     """
     base = solved_grids(grids, TRAINING_GRID_SEED)
     model = build_model(config.seed)
+    behind_attention = model.base_model.encoder.layer[-1].attention.output
 
     def next_batch(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(base), (config.batch_size,), generator=generator)
         return augment(base[chosen], generator)
 
-    train(model, next_batch, MASK_ID, config, output, on_step)
+    train(model, next_batch, MASK_ID, config, output, on_step, behind_attention=behind_attention)
     train(
         model,
         next_batch,
@@ -126,6 +127,7 @@ def train_sudoku(
         lambda step, loss: on_step(config.steps + step, loss),
         rates=REFINEMENT_RATES,
         state_file=REFINEMENT_STATE_FILE,
+        behind_attention=behind_attention,
     )
     save_weights(model, output)
     build_tokenizer().save_pretrained(output)
