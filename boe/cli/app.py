@@ -268,7 +268,10 @@ def generate(
 def train(
     task: Annotated[
         str,
-        typer.Argument(help="sudoku, sudoku4, sudoku4-scattered, countdown, arithmetic, prose."),
+        typer.Argument(
+            help="sudoku, sudoku4, sudoku4-scattered, countdown, countdown-fewshot, sums, "
+            "sums-fewshot, arithmetic, prose."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Directory of the checkpoint and model card.")],
     steps: Annotated[int | None, typer.Option(min=1, help="By default the task's own.")] = None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from boe.tasks.sudoku import model as sudoku_model
 from boe.tasks.sudoku.model import (
@@ -80,6 +80,24 @@ def test_training_saves_a_checkpoint_and_the_signatures_of_its_grids(tmp_path: P
     assert training_signatures(tmp_path) == {symmetry_signature(tuple(g)) for g in grids}
     assert AutoModelForMaskedLM.from_pretrained(tmp_path).config.vocab_size == 11
     assert AutoTokenizer.from_pretrained(tmp_path).mask_token_id == MASK_ID
+
+
+def test_unmasked_cells_are_not_computed_behind_the_last_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+
+    def watched(seed: int) -> PreTrainedModel:
+        model = build_model(seed)
+        head = model.lm_head
+        head.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[1]))
+        return model
+
+    monkeypatch.setattr(sudoku_model, "build_model", watched)
+    config = TrainConfig(steps=2, batch_size=4, warmup_steps=1, precision="fp32")
+    train_sudoku(config, tmp_path, grids=5)
+    assert len(rows) == 3
+    assert all(0 < count < 4 * 81 for count in rows)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

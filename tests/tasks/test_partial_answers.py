@@ -16,8 +16,11 @@ from boe.tasks.sudoku.grid import find_conflict
 from boe.tasks.sudoku.task import SudokuTask
 from boe.tasks.sudoku4.grids import solved_grids
 from boe.tasks.sudoku4.task import Sudoku4Task
+from boe.tasks.sums.columns import SumLayout
+from boe.tasks.sums.task import SumsTask
+from boe.tasks.text.vocabulary import MASK_ID, encode
 
-RULED = ("sudoku4", "sudoku4-scattered", "countdown")
+RULED = ("sudoku4", "sudoku4-scattered", "countdown", "countdown-fewshot", "sums", "sums-fewshot")
 
 
 def broken(task, ids: Tensor) -> list[bool]:
@@ -89,6 +92,53 @@ def test_in_a_sudoku_a_digit_that_stands_twice_in_a_unit_is_found() -> None:
 )
 def test_what_a_partly_written_expression_gets_wrong(answer: str, violated: bool) -> None:
     assert breaks_rules([3, 17, 20], 34, answer) == violated
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_sum_can_be_completed_exactly_where_trying_all_digits_completes_it(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layout = SumLayout(width)
+    digits = layout.of(torch.randint(10**width, (400, 2), generator=generator))
+    digits[::2, 2 * width :] = torch.randint(10, (200, width + 1), generator=generator)
+    digits[::2, 2 * width] %= 2
+    known = torch.rand(digits.shape, generator=generator) < torch.rand(400, 1, generator=generator)
+    digits = torch.where(known, digits, -1)
+    possible = layout.has_completion(digits).tolist()
+    assert possible == [completes(row, width) for row in digits.tolist()]
+    assert 50 < sum(possible) < 390
+
+
+def completes(digits: list[int], width: int, place: int = 1, carry: int = 0) -> bool:
+    """Whether the columns from ``place`` on can be filled in, by trying all digits."""
+    if place > width:
+        return digits[2 * width] in (-1, carry)
+    first, second, total = (digits[end - place] for end in (width, 2 * width, 3 * width + 1))
+    return any(
+        completes(digits, width, place + 1, (a + b + carry) // 10)
+        for a in (range(10) if first < 0 else [first])
+        for b in (range(10) if second < 0 else [second])
+        if total in (-1, (a + b + carry) % 10)
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "violated"),
+    [
+        ("____+____=_____", False),
+        ("3___+____=_____", False),
+        ("4___+____=_____", True),  # a 3 is given
+        ("3___+____=2____", True),  # two summands never reach 20,000
+        ("3___+____=1____", True),  # 3,999 + 5,499 do not reach 10,000
+        ("3___+5___=0____", False),
+        ("3__;+____=_____", True),
+        ("3872+5400=09272", False),
+        ("3872+5400=09273", True),
+    ],
+)
+def test_what_a_partly_written_sum_gets_wrong(answer: str, violated: bool) -> None:
+    text = "3...+54..=.....:" + answer
+    ids = torch.tensor([[MASK_ID if c == "_" else encode(c)[0] for c in text]])
+    assert broken(SumsTask("hard"), ids) == [violated]
 
 
 def test_a_task_without_a_rule_says_so() -> None:

@@ -18,12 +18,16 @@ from boe.tasks.countdown.expressions import (
     expression_text,
     problem_key,
 )
+from boe.tasks.countdown.few_shot import FewShotCountdownTask
 from boe.tasks.countdown.task import CountdownDifficulty, CountdownTask
 from boe.tasks.scoring.countdown import is_solution
 from boe.tasks.splits import SPLITS
 from boe.tasks.sudoku4.grids import count_solutions, is_complete, solved_grids
 from boe.tasks.sudoku4.scattered import ScatteredSudoku4Task
 from boe.tasks.sudoku4.task import Sudoku4Difficulty, Sudoku4Task
+from boe.tasks.sums.few_shot import FewShotSumsTask
+from boe.tasks.sums.task import SumsDifficulty, SumsTask
+from boe.tasks.text.few_shot import SEPARATOR, SHOTS, FewShotTask
 from boe.tasks.text.fitting import train_text_task
 from boe.tasks.text.model import ModelShape, build_model
 from boe.tasks.text.task import FILL, CharacterTask, TextProblem
@@ -36,7 +40,7 @@ from boe.tasks.text.vocabulary import (
     decode,
     encode,
 )
-from boe.training import TrainConfig
+from boe.training import TrainConfig, masked_diffusion_loss
 
 TEXT_TASKS = [task for task in TASKS.values() if issubclass(task, CharacterTask)]
 SETTINGS = [
@@ -48,6 +52,9 @@ FLOORS = [
     pytest.param(Sudoku4Task, {"unique": 38, "hard": 36}, id="sudoku4"),
     pytest.param(ScatteredSudoku4Task, {"unique": 36, "hard": 34}, id="sudoku4-scattered"),
     pytest.param(CountdownTask, {"easy": 4, "hard": 1}, id="countdown"),
+    pytest.param(FewShotCountdownTask, {"easy": 9, "hard": 5}, id="countdown-fewshot"),
+    pytest.param(SumsTask, {"easy": 28, "hard": 14}, id="sums"),
+    pytest.param(FewShotSumsTask, {"easy": 34, "hard": 25}, id="sums-fewshot"),
     pytest.param(ArithmeticTask, {"easy": 12, "hard": 6}, id="arithmetic"),
 ]
 """Of forty test items, how many the shipped denoiser must solve at one token per step."""
@@ -169,6 +176,8 @@ def test_difficulties_are_names_or_settings(task: type[CharacterTask]) -> None:
     ("make", "message"),
     [
         (lambda: ArithmeticDifficulty(5), r"digits must be in \[1, 4\], got 5"),
+        (lambda: SumsDifficulty(-1), "given must not be negative, got -1"),
+        (lambda: SumsTask(SumsDifficulty(13)), "given must be below 13, the number of digits"),
         (lambda: CountdownDifficulty(2), r"largest must be in \[3, 99\], got 2"),
         (lambda: Sudoku4Difficulty(3), r"clues must be in \[4, 15\], got 3"),
         (lambda: Sudoku4Difficulty(16, unique=False), r"clues must be in \[0, 15\], got 16"),
@@ -222,6 +231,43 @@ def test_a_multiplication_is_right_when_its_product_is() -> None:
     assert sloppy == Judgement(True, {"digits": 15 / 16, "working": 0.0})
     assert not judge_text(task, problem, "02776+017350=020127").correct
     assert not judge_text(task, problem, "02776+017350=02012_").correct
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept", "holds"),
+    [
+        ("3872+0551=04423", True, True),
+        ("3871+0551=04422", True, True),
+        ("3872+0551=04424", True, False),
+        ("3772+0551=04323", False, True),
+        ("387_+0551=04423", True, False),
+        ("3.72+0551=04423", False, False),
+    ],
+)
+def test_a_sum_is_right_when_it_holds_and_keeps_the_given_digits(
+    answer: str, kept: bool, holds: bool
+) -> None:
+    problem = TextProblem(".87.+..51=.....:", "3872+0551=04423")
+    judgement = judge_text(SumsTask(), problem, answer)
+    assert judgement == Judgement(kept and holds, {"kept": kept, "holds": holds})
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [(FewShotCountdownTask, "3+17+20..."), (FewShotSumsTask, "50+50=100")],
+)
+def test_after_examples_the_last_problem_is_judged_by_its_own_tasks_rule(
+    task: type[FewShotTask], answer: str
+) -> None:
+    few_shot, single = task("hard"), task.single("hard")
+    right = 0
+    for item in few_shot.items(20, 2):
+        problem = replace(item.data, prompt=item.data.prompt.rpartition(SEPARATOR)[2])
+        for text in (item.data.reference, answer):
+            verdict = judge_text(few_shot, item.data, text)
+            assert verdict == judge_text(single, problem, text)
+            right += verdict.correct
+    assert 20 <= right < 40
 
 
 def test_a_grid_is_right_when_it_keeps_the_clues_and_breaks_no_rule() -> None:
@@ -305,6 +351,66 @@ def test_multiplications_are_what_python_says() -> None:
         partial, shifted, product = (int(number) for number in answer.replace("=", "+").split("+"))
         assert (partial, shifted) == (first * (second % 10), first * (second // 10) * 10)
         assert product == first * second
+
+
+@pytest.mark.parametrize("name", list(SumsTask.difficulties))
+def test_sums_are_what_python_says_and_show_as_many_digits_as_promised(name: str) -> None:
+    for item in SumsTask(name).items(30, 0):
+        first, second, total = map(int, item.data.reference.replace("=", "+").split("+"))
+        assert first + second == total
+        shown = [character for character in item.data.prompt if character.isdigit()]
+        assert len(shown) == SumsTask.difficulties[name].given
+
+
+FEW_SHOT = [
+    pytest.param(task, name, id=f"{task.name}-{name}")
+    for task in (FewShotCountdownTask, FewShotSumsTask)
+    for name in task.difficulties
+]
+
+
+@pytest.mark.parametrize(("task", "name"), FEW_SHOT)
+def test_examples_are_solved_training_problems_and_the_prompt_is_long(
+    task: type[FewShotTask], name: str
+) -> None:
+    assert task.prompt_length() >= 8 * int(task.fill_mask().sum())
+    single, few_shot = task.single(name), task(name)
+    start = single.prompt_length()
+    for item in few_shot.items(10, 0):
+        *shown, prompt = item.data.prompt.split(SEPARATOR)[1:]
+        assert len(shown) == SHOTS
+        for text in shown:
+            problem = TextProblem(text[:start], text[start:])
+            assert judge_text(single, problem, text[start:]).correct
+        assert len(prompt) == start
+    problems = few_shot.problems(20, torch.Generator().manual_seed(0), "test")
+    asked, *examples = problems.chunk(SHOTS + 1, dim=1)
+    assert bool(single.in_split(asked, "test").all())
+    assert all(bool(single.in_split(part, "train").all()) for part in examples)
+
+
+def test_denoisers_of_examples_are_trained_on_all_of_a_canvas_each_at_its_own_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: list[torch.Tensor] = []
+
+    def spy(model, ids, mask, *options):
+        masks.append(mask)
+        return masked_diffusion_loss(model, ids, mask, *options)
+
+    monkeypatch.setattr("boe.training.masked_diffusion_loss", spy)
+    monkeypatch.setattr(FewShotCountdownTask, "shape", ModelShape(1, 8, 2))
+    config = TrainConfig(steps=1, batch_size=64, warmup_steps=1, precision="fp32")
+    train_text_task(FewShotCountdownTask, config, tmp_path)
+    masked = masks[0].view(64, SHOTS + 1, -1)
+    single = masked[..., -len(CountdownTask.template) :]
+    assert not bool(masked[..., 0].any())
+    assert not bool((single & ~CountdownTask.fill_mask()).any())
+    assert bool(single.any(dim=2).all())
+    counts = single.sum(dim=2).double()
+    assert abs(torch.corrcoef(counts.T).fill_diagonal_(0)).max() < 0.5
+    assert counts.min() == 1
+    assert counts.max() == 10
 
 
 @pytest.mark.parametrize("name", list(ScatteredSudoku4Task.difficulties))

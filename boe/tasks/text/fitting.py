@@ -23,7 +23,8 @@ def train_text_task(
 ) -> None:
     """Train the embedded denoiser of ``task`` from random weights and save it to ``output``.
 
-    Every batch is drawn anew from the training split; only answers are masked.
+    Every batch is drawn anew from the training split; only answers are masked, of solved
+    examples too.
     """
     settings = [task(difficulty) for difficulty in task.training_mix]
     length = len(task.template)
@@ -40,6 +41,16 @@ def train_text_task(
         ids = torch.cat(batch)
         return ids[torch.randperm(len(ids), generator=generator)]
 
-    train(model, next_batch, MASK_ID, config, output, on_step, maskable=task.fill_mask())
+    train(
+        model,
+        next_batch,
+        MASK_ID,
+        config,
+        output,
+        on_step,
+        maskable=task.fill_mask()[-(length // task.texts) :],
+        texts=task.texts,
+        behind_attention=model.base_model.encoder.layer[-1].attention.output,
+    )
     save_weights(model, output)
     build_tokenizer(length).save_pretrained(output)

@@ -59,6 +59,9 @@ def write_text_model_card(
         + " |"
         for name in task.difficulties
     )
+    answers = "the answer"
+    if task.texts > 1:
+        answers = f"the answers of all {task.texts} problems of a canvas, each a sample,"
     command = f"boe train {task.name} {config.options}"
     (output / "README.md").write_text(f"""---
 license: apache-2.0
@@ -84,7 +87,7 @@ float16 and meant to be run in float32.
 - Data: problems drawn without end from the training split, in equal shares of
   {", ".join(task.training_mix)}. A hash of the problem decides its split, so no validation or test
   problem was ever trained on.
-- Objective: masked diffusion evidence lower bound with the linear schedule, on the answer only: a
+- Objective: masked diffusion evidence lower bound with the linear schedule, on {answers} only: a
   mask rate uniform on (0, 1) per sample, and the mean cross-entropy of the masked characters.
 - Optimiser: AdamW (0.9, 0.98), weight decay {config.weight_decay}, {config.warmup_steps} warm-up
   steps, cosine to zero, gradient norm at most {config.gradient_clip}.

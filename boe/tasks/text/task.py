@@ -54,12 +54,15 @@ class CharacterTask(Task, Generic[D]):
         training_mix: the difficulties that a training batch is made of, in equal shares.
         shape, recipe: of the embedded denoiser.
         weights: the checkpoint shipped with the package, in transformers' format.
+        texts: the canvas consists of so many texts of equal length, each of which could be
+            an item's but for what is given; the denoiser is trained on all of them.
     """
 
     template: ClassVar[str]
     training_mix: ClassVar[tuple[str, ...]]
     shape: ClassVar[ModelShape]
     weights: ClassVar[Path]
+    texts: ClassVar[int] = 1
 
     def __init__(self, difficulty: str | D = "hard") -> None:
         if isinstance(difficulty, str):
@@ -122,6 +125,10 @@ class CharacterTask(Task, Generic[D]):
         """Number of positions before the first one to fill in."""
         return cls.template.index(FILL)
 
+    def in_split(self, problems: Tensor, split: Split) -> Tensor:
+        """Which of the problems (N, K) are of ``split``, bool (N,)."""
+        return in_split(self.key(problems), split, self.name)
+
     def problems(
         self, count: int, generator: torch.Generator, split: Split, chunk: int = _CHUNK
     ) -> Tensor:
@@ -130,7 +137,7 @@ class CharacterTask(Task, Generic[D]):
         have = barren = 0
         while have < count:
             drawn = self.draw(chunk, generator)
-            drawn = drawn[in_split(self.key(drawn), split, self.name)]
+            drawn = drawn[self.in_split(drawn, split)]
             parts.append(drawn)
             have += len(drawn)
             barren = 0 if len(drawn) else barren + 1
@@ -158,7 +165,7 @@ class CharacterTask(Task, Generic[D]):
             drawn = self.draw(_CHUNK, stream)
             keys = self.key(drawn)
             before = len(chosen)
-            for row in in_split(keys, split, self.name).nonzero().flatten().tolist():
+            for row in self.in_split(drawn, split).nonzero().flatten().tolist():
                 if int(keys[row]) not in seen:
                     seen.add(int(keys[row]))
                     chosen.append(drawn[row])

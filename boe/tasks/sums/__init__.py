@@ -1,0 +1,1 @@
+"""Sums of which some digits are missing."""

@@ -1,0 +1,43 @@
+"""Short sums with missing digits after solved examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from boe.tasks.sums.columns import SumLayout
+from boe.tasks.sums.task import SumsDifficulty, SumsTask
+from boe.tasks.text.few_shot import FewShotTask, few_shot_template
+from boe.tasks.text.model import ModelShape
+from boe.tasks.text.task import FILL, GIVEN
+from boe.training import TrainConfig
+
+
+class ShortSumsTask(SumsTask):
+    """The task ``sums`` with numbers of two digits. No denoiser is shipped for it alone."""
+
+    name = "sums-short"
+    layout = SumLayout(2)
+    template = f"{layout.text(GIVEN)}:{layout.text(FILL)}"
+    difficulties = {
+        "easy": SumsDifficulty(5),
+        "medium": SumsDifficulty(4),
+        "hard": SumsDifficulty(3),
+    }
+
+
+class FewShotSumsTask(FewShotTask):
+    """Restore the digits that are missing from a sum, after four solved examples.
+
+    ``.7+..=1..:`` is answered by the whole sum, such as ``87+15=102``, as in the task ``sums``,
+    but numbers have two digits. The examples are of the same difficulty, and the prompt is
+    twelve times as long as what is to be filled in.
+    """
+
+    name = "sums-fewshot"
+    single = ShortSumsTask
+    template = few_shot_template(ShortSumsTask.template)
+    difficulties = ShortSumsTask.difficulties
+    training_mix = ("easy", "medium", "hard")
+    shape = ModelShape(layers=3, width=128)
+    recipe = TrainConfig(steps=4000, batch_size=32, learning_rate=2e-3)
+    weights = Path(__file__).parent / "few_shot_weights"
