@@ -55,7 +55,7 @@ class OverlapBound(Count):
     gamma: float = 0.1
     share: float = 0.2
     floor: float = 0.0
-    early: float = 0.5
+    early: float = 1.0
 
     name: ClassVar[str] = "overlap"
     home: ClassVar[str] = "entropy"
