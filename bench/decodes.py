@@ -76,7 +76,7 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    """Every task but prose, whose canvases hold four times as many masks as any other's."""
+    """Every task but prose, which is drawn: without temperature all its decodes are the same."""
     if quick:
         return [case_of("sudoku4", 3, 1)]
     found = [

@@ -183,13 +183,16 @@ def train(
         behind_attention: saves work on unmasked rows, as in :func:`masked_diffusion_loss`.
 
     Raises:
-        ValueError: as :func:`fit`, or ``maskable`` allows no position.
+        ValueError: as :func:`fit`, or ``maskable`` allows no position, or ``texts`` does not
+            divide the sequences.
     """
     if maskable is not None and not bool(maskable.any()):
         raise ValueError("maskable must allow at least one position, got none")
 
     def next_loss(generator: torch.Generator) -> Tensor:
         ids = next_batch(generator)
+        if ids.shape[1] % texts:
+            raise ValueError(f"texts must divide the length {ids.shape[1]}, got {texts}")
         shape = (len(ids) * texts, ids.shape[1] // texts)
         mask = stratified_mask(shape, generator, maskable, rates)
         if texts > 1:  # The rates rise with the sample: within a sequence they must not.

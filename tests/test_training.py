@@ -98,6 +98,11 @@ def test_masks_that_allow_nothing_are_refused(tmp_path: Path) -> None:
         train(TinyNet(), next_batch, MASK, CONFIG, tmp_path, maskable=nowhere)
 
 
+def test_texts_that_do_not_divide_the_sequences_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"texts must divide the length \d+, got 7"):
+        train(TinyNet(), next_batch, MASK, CONFIG, tmp_path, texts=7)
+
+
 def test_only_what_is_maskable_is_ever_masked(tmp_path: Path) -> None:
     class Watching(TinyNet):
         def forward(self, input_ids: Tensor) -> SimpleNamespace:

@@ -153,6 +153,7 @@ class BoEScheduler(BlockRefinementScheduler):
                 raise ValueError(f"a scheduler has no {part}, got sampler={sampler!r}")
         self._model: DenoiserModel | None = None
         self._memory = Memory()
+        self._masks: list[int] = []
 
     def bind(self, model: DenoiserModel) -> BoEScheduler:
         """Steer with this model, which must also be the pipeline's."""
@@ -279,10 +280,11 @@ class BoEScheduler(BlockRefinementScheduler):
         place = torch.arange(slots.shape[1], device=device)
         eligible = slots & (place >= (slots.sum(dim=1) - left).unsqueeze(1))
         counts: list[int] = left.tolist()
-        planned = self._planned(index)
-        budget = [min(planned, count) for count in counts]
+        if index == 0:
+            self._masks = counts
+        plan = self._plan()
+        budget = [min(plan[min(index, len(plan) - 1)], count) for count in counts]
         lengths = torch.tensor(canvas.lengths, device=device)
-        plan = tuple(self._planned(k) for k in range(self.num_inference_steps))
         clocks = tuple(
             Clock(
                 index=index,
@@ -290,12 +292,14 @@ class BoEScheduler(BlockRefinementScheduler):
                 planned=self.num_inference_steps,
                 change=change,
                 left=count,
-                masks=masked.shape[1],
+                masks=masks,
                 start=max(length - masked.shape[1], 0),
                 end=length,
                 plan=plan,
             )
-            for change, count, length in zip(budget, counts, canvas.lengths, strict=True)
+            for change, count, masks, length in zip(
+                budget, counts, self._masks, canvas.lengths, strict=True
+            )
         )
         rows = range(len(counts))
         generators = [
@@ -326,11 +330,11 @@ class BoEScheduler(BlockRefinementScheduler):
             forwards=Forwards(model.denoiser),
         )
 
-    def _planned(self, index: int) -> int:
-        schedule = self._transfer_schedule
-        if schedule is None:
+    def _plan(self) -> tuple[int, ...]:
+        """How many tokens each step of a block commits."""
+        if self._transfer_schedule is None:
             raise RuntimeError("call set_timesteps before step")
-        return int(schedule[min(index, len(schedule) - 1)])
+        return tuple(self._transfer_schedule.tolist())
 
 
 def llada2_pipeline(model: LoadedModel, sampler: str = "boe", **options: Any) -> Any:

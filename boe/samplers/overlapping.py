@@ -69,10 +69,11 @@ class OverlapBound(Count):
 
     def ready(self, step: Step) -> Tensor | None:
         entropy = step.stats.entropy.double()
-        # Eligible positions come first, and no row has more of them.
+        free = step.eligible if step.delayed is None else step.eligible & ~step.delayed
+        # These positions come first, and no row has more of them.
         longest = max((clock.left for clock in step.clocks), default=0)
-        order = ranked_order(-entropy, step.eligible)[:, : max(longest, 1)]
-        offered = step.eligible.gather(1, order)
+        order = ranked_order(-entropy, free)[:, : max(longest, 1)]
+        offered = free.gather(1, order)
         sure = step.proposal_probability.gather(1, order) >= self.floor
         entropy = entropy.gather(1, order).masked_fill(~offered, 0.0)
         shared = self._shared_information(step.prediction.logits, order, entropy)

@@ -6,6 +6,7 @@ ascending order and padded; per-position tensors are (B, L) over the whole canva
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -52,7 +53,7 @@ class Clock:
             early: so much of the next step's share is counted as due, too, rounded down.
         """
         following = sum(self.plan[self.index + 1 : self.index + 2])
-        planned = sum(self.plan[: self.index + 1]) + int(early * following)
+        planned = sum(self.plan[: self.index + 1]) + math.floor(early * following)
         return planned - (self.masks - self.left)
 
 

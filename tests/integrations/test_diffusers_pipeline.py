@@ -54,7 +54,7 @@ def test_a_pipeline_fills_every_mask(model: LoadedModel, sampler: str) -> None:
     assert MASK not in sequences.tolist()
 
 
-@pytest.mark.parametrize("sampler", ["confidence", STEERED])
+@pytest.mark.parametrize("sampler", ["confidence", STEERED, "overlap:gamma=5,floor=0.99"])
 def test_of_one_block_it_writes_what_boe_generate_writes(model: LoadedModel, sampler: str) -> None:
     (prompt,) = prompts(8)
     ours = written(model, prompt.unsqueeze(0), sampler, length=4, steps=2)[0]

@@ -9,7 +9,7 @@ import torch
 from fake_denoiser import MASK, FakeDenoiser, table_of
 
 from boe import FrontLoaded, Strategy, TokensPerStep, generate, sampler_from, spec_of
-from boe.samplers import Budget, Confidence, Deadline, Entropy, EntropyBound, RemdmCap
+from boe.samplers import Budget, Clock, Confidence, Deadline, Entropy, EntropyBound, RemdmCap
 
 CONFIDENCES = [0.99, 0.5, 0.97, 0.6, 0.95, 0.7, 0.92, 0.85]
 
@@ -77,3 +77,23 @@ def test_its_specification_reads_back() -> None:
     strategy = Strategy(Entropy(), EntropyBound(), deadline=Deadline())
     assert sampler_from("entropy+eb+deadline") == strategy
     assert spec_of(strategy) == "entropy+eb+deadline"
+
+
+@pytest.mark.parametrize(
+    ("plan", "index", "left", "early", "due"),
+    [
+        ((3, 3, 2), 0, 8, 0.0, 3),
+        ((3, 3, 2), 0, 8, 0.5, 4),
+        ((3, 3, 2), 0, 8, 1.0, 6),
+        ((3, 3, 2), 1, 3, 1.0, 3),
+        ((3, 3, 2), 0, 1, 0.0, -4),  # ahead of the plan
+        ((3, 3, 2), 2, 2, 1.0, 2),
+        ((3, 3, 2), 5, 2, 1.0, 2),  # behind its end: all that is left
+        ((4, -2, 6), 0, 8, 0.25, 3),  # a step that takes back
+    ],
+)
+def test_what_is_due_is_what_the_plan_has_and_the_block_has_not(
+    plan: tuple[int, ...], index: int, left: int, early: float, due: int
+) -> None:
+    clock = Clock(index, len(plan), len(plan), 1, left, masks=8, start=4, end=12, plan=plan)
+    assert clock.due(early) == due

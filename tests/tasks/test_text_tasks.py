@@ -242,6 +242,8 @@ def test_a_multiplication_is_right_when_its_product_is() -> None:
         ("3772+0551=04323", False, True),
         ("387_+0551=04423", True, False),
         ("3.72+0551=04423", False, False),
+        ("0870+0051=00000", True, False),
+        ("0870+0051=921+0", True, False),  # four numbers
     ],
 )
 def test_a_sum_is_right_when_it_holds_and_keeps_the_given_digits(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from boe.tasks.sums.columns import SumLayout
 from boe.tasks.sums.task import SumsDifficulty, SumsTask
@@ -13,16 +15,21 @@ from boe.training import TrainConfig
 
 
 class ShortSumsTask(SumsTask):
-    """The task ``sums`` with numbers of two digits. No denoiser is shipped for it alone."""
+    """The task ``sums`` with numbers of two digits. No denoiser is shipped for it alone.
+
+    Raises:
+        FileNotFoundError: from ``denoiser``.
+    """
 
     name = "sums-short"
     layout = SumLayout(2)
     template = f"{layout.text(GIVEN)}:{layout.text(FILL)}"
-    difficulties = {
+    difficulties: ClassVar[Mapping[str, SumsDifficulty]] = {
         "easy": SumsDifficulty(5),
         "medium": SumsDifficulty(4),
         "hard": SumsDifficulty(3),
     }
+    weights = Path(__file__).parent / "short_weights"
 
 
 class FewShotSumsTask(FewShotTask):
@@ -30,7 +37,7 @@ class FewShotSumsTask(FewShotTask):
 
     ``.7+..=1..:`` is answered by the whole sum, such as ``87+15=102``, as in the task ``sums``,
     but numbers have two digits. The examples are of the same difficulty, and the prompt is
-    twelve times as long as what is to be filled in.
+    thirteen times as long as what is to be filled in.
     """
 
     name = "sums-fewshot"

@@ -102,9 +102,8 @@ class SumsTask(CharacterTask[SumsDifficulty]):
         given = zip(problem.prompt.rstrip(":"), answer, strict=True)
         kept = all(clue in (MISSING, digit) for clue, digit in given)
         numbers = answer.replace("=", "+").split("+")
-        holds = all(number.isdigit() for number in numbers) and (
-            int(numbers[0]) + int(numbers[1]) == int(numbers[2])
-        )
+        whole = len(numbers) == 3 and all(number.isdigit() for number in numbers)
+        holds = whole and int(numbers[0]) + int(numbers[1]) == int(numbers[2])
         return Judgement(kept and holds, {"kept": float(kept), "holds": float(holds)})
 
     @classmethod
