@@ -88,6 +88,11 @@ class AttentionPlan:
         """Of heads, on which the path of attention ops depends."""
         return self.head_dim
 
+    @property
+    def table(self) -> None:
+        """These ops read no embedding table."""
+        return
+
     def dtype_of(self, op: str) -> torch.dtype:
         """On which the path of ``op`` depends."""
         return self.dtype

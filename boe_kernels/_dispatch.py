@@ -35,6 +35,9 @@ _OF_TRITON = ("triton_fused", "triton")
 WhyNot = Callable[[torch.device, torch.dtype], str | None]
 """Tells why a path cannot run for a device and dtype; ``None`` when it can."""
 
+WhyPassedOver = Callable[[torch.device, torch.dtype, tuple[int, int] | None], str | None]
+"""The same of why "auto" does not take it, which may depend on :func:`decide`'s ``table``."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -55,12 +58,12 @@ def always(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 _REGISTRY: dict[str, dict[str, WhyNot]] = {}
-_PASSED_OVER: dict[str, dict[str, WhyNot]] = {}
+_PASSED_OVER: dict[str, dict[str, WhyPassedOver]] = {}
 _OBSERVERS: ContextVar[tuple[list[tuple[str, str]], ...]] = ContextVar("observers", default=())
 
 
 def register_paths(
-    op: str, *, passed_over: Mapping[str, WhyNot] | None = None, **paths: WhyNot
+    op: str, *, passed_over: Mapping[str, WhyPassedOver] | None = None, **paths: WhyNot
 ) -> None:
     """Declare the paths of ``op`` besides the reference, which every op has.
 
@@ -81,12 +84,19 @@ def registered_ops() -> tuple[str, ...]:
 
 
 def decide(
-    op: str, backend: str, device: torch.device, dtype: torch.dtype, width: int | None = None
+    op: str,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int | None = None,
+    table: tuple[int, int] | None = None,
 ) -> Decision:
     """The path that ``op`` takes for tensors of ``dtype`` on ``device``.
 
     Args:
         width: the heads' dimension, for attention ops.
+        table: (V, D) of the embedding table, for the soft write; without it as for sizes that
+            16 divides.
 
     Raises:
         ValueError: ``backend`` is unknown, or names a path that cannot run here.
@@ -109,7 +119,7 @@ def decide(
         if reason is None and path in _OF_TRITON and width is not None:
             reason = why_not_heads(dtype, width)
         if reason is None and backend == "auto" and path in _PASSED_OVER[op]:
-            reason = _PASSED_OVER[op][path](device, dtype)
+            reason = _PASSED_OVER[op][path](device, dtype, table)
         if reason is None:
             return Decision(op, path, rejected)
         rejected[path] = reason

@@ -211,8 +211,22 @@ def architecture_of(device: torch.device) -> str:
     Raises:
         RuntimeError: the device has less shared memory than any of them takes.
     """
+    name, chosen = named_architecture(device)
+    if chosen != name:
+        _LOG.warning("no launch parameters for %s; using those of %s", name, chosen)
+    return chosen
+
+
+def named_architecture(device: torch.device) -> tuple[str, str]:
+    """The architecture of ``device``, and the one whose launch parameters serve it.
+
+    For decisions, which ``torch.compile`` traces: it refuses loggers, and warns of caches.
+
+    Raises:
+        RuntimeError: as :func:`architecture_of`.
+    """
     if device.type != "cuda":
-        return ARCHITECTURES[0]
+        return ARCHITECTURES[0], ARCHITECTURES[0]
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
         name = properties.gcnArchName.split(":")[0]
@@ -223,10 +237,7 @@ def architecture_of(device: torch.device) -> str:
         properties.shared_memory_per_block,
         getattr(properties, "shared_memory_per_block_optin", 0),
     )
-    chosen = known_architecture(name, shared)
-    if chosen != name:
-        _LOG.warning("no launch parameters for %s; using those of %s", name, chosen)
-    return chosen
+    return name, known_architecture(name, shared)
 
 
 def known_architecture(name: str, shared: int) -> str:

@@ -81,6 +81,11 @@ class VocabularyPlan:
         """These ops have no heads."""
         return
 
+    @property
+    def table(self) -> tuple[int, int]:
+        """(V, D) of the embedding table, on which the path of the soft write depends."""
+        return self.vocabulary, self.width
+
     def dtype_of(self, op: str) -> torch.dtype:
         """On which the path of ``op`` depends."""
         return self._logits_dtype if op in _OF_LOGITS else self.dtype

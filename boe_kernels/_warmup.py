@@ -81,7 +81,8 @@ def warmup(
     chosen: list[tuple[Plan, str, str]] = []
     for plan in plans:
         for op in plan.ops:
-            decision = decide(op, backend, target, plan.dtype_of(op), plan.width_of_heads)
+            dtype = plan.dtype_of(op)
+            decision = decide(op, backend, target, dtype, plan.width_of_heads, plan.table)
             if decision not in decided:
                 decided.append(decision)
             if decision.path in ("triton", "triton_fused"):

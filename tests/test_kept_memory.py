@@ -15,10 +15,19 @@ from boe.training import TrainConfig, fit
 
 BLOCKS, BYTES = 12, 16 * 2**20
 PAGES = BLOCKS * BYTES // 4096
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+
+VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc"
 )
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen_by_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 def pages_taken() -> int:
@@ -76,11 +85,53 @@ def test_what_was_kept_goes_back_to_the_system_at_the_end() -> None:
     assert within[0] - resident() > BLOCKS * BYTES // 2
 
 
-def test_where_the_c_library_is_another_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+class Library:
+    """A C library that takes thresholds up to a limit, as glibc does before 2.35."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.settings = limit, dict[int, int]()
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        if parameter == MMAP_THRESHOLD and value > self.limit:
+            return 0
+        self.settings[parameter] = value
+        return 1
+
+    def malloc_trim(self, pad: int) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(2**25, 2**25), (2**62, 2**30)])
+def test_the_largest_threshold_that_the_library_takes_is_set(
+    limit: int, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(limit)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    with kept_memory():
+        assert library.settings == {MMAP_THRESHOLD: taken, TRIM_THRESHOLD: 2**31 - 1}
+    assert library.settings == {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str | None) -> ctypes.CDLL:
         raise AssertionError("no library may be loaded")
 
-    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", refuse)
+
+
+@pytest.mark.usefixtures("no_library")
+def test_where_the_c_library_is_another_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with kept_memory():
+        pass
+
+
+@pytest.mark.usefixtures("no_library")
+@pytest.mark.parametrize("name", VARIABLES)
+def test_what_the_user_chose_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv(name, "1048576")
     with kept_memory():
         pass

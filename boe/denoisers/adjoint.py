@@ -23,7 +23,6 @@ from boe.denoisers.base import (
     slots_of,
     take_rows,
 )
-from boe.denoisers.frozen_products import frozen_products_for
 from boe.denoisers.guided import branches_of
 from boe_kernels import DeferredRows, entropy_stats, inject_soft_embeddings
 
@@ -85,7 +84,7 @@ def _replay(
         leaves = [part.detach().requires_grad_() for part in embeds]
         modes = [Replaying(layers, rows, local=local) for layers in contexts]
         slots = slots_of(probe_rows, rows, canvas.length)
-        with torch.enable_grad(), frozen_products_for(leaves[0]):
+        with torch.enable_grad(), denoiser.replay_products(leaves[0]):
             entropy = denoiser.summed_guided_entropy(
                 list(zip(leaves, modes, weights, strict=True)),
                 slots,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -35,6 +36,7 @@ from boe.denoisers.base import (
     UnsupportedModel,
 )
 from boe.denoisers.bridges import attention_paid, attention_received
+from boe.denoisers.frozen_products import frozen_products_for
 from boe.denoisers.guided import branches_of, check_guided
 from boe.denoisers.windowed import LayerMemory, check_window, run_changed, run_window
 from boe_kernels import DeferredRows, entropy_stats, linear_entropy
@@ -124,6 +126,10 @@ class AttentionDenoiser(Denoiser):
     def replay_batch(self, count: int, batch: int) -> int:
         """With how many sequences a replay of ``count`` ≥ 1 of a ``batch`` is run: as many."""
         return count
+
+    def replay_products(self, embeds: Tensor) -> AbstractContextManager[object]:
+        """Inside it a replay of ``embeds`` (B, A, D) runs its linear layers."""
+        return frozen_products_for(embeds)
 
     def predict(self, canvas: Canvas, positions: Tensor, keep: Keep = "nothing") -> Prediction:
         self._check_canvas(canvas)

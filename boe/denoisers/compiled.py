@@ -7,6 +7,7 @@ to a few sizes they neither recompile anything nor need many graphs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from boe.denoisers.base import (
     UnsupportedModel,
     take_rows,
 )
+from boe.denoisers.frozen_products import FrozenProducts
 from boe.denoisers.transformers_model import TransformersDenoiser
 
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -135,6 +137,10 @@ class CompiledDenoiser(AttentionDenoiser):
         """At least two, which share their code; powers of two where each has a recording."""
         size = 1 << (count - 1).bit_length() if self.cuda_graphs else count
         return min(batch, max(2, size))
+
+    def replay_products(self, embeds: Tensor) -> AbstractContextManager[object]:
+        """The same for replays of all sizes: with others they would be another graph."""
+        return FrozenProducts()
 
     def entropy_gradient(self, prediction: Prediction, request: GradientRequest) -> EntropyGradient:
         return super().entropy_gradient(

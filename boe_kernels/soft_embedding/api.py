@@ -85,8 +85,8 @@ def inject_soft_embeddings(
         return_delta: also return Δe = Σ_v p_v E_v − e_m, (B, R, D), zero at padding.
         backend: "auto", "triton", "triton_fused" (without ``top_k``: the product with E, the
             softmax and the write in one Triton kernel; by name until a measurement on the
-            GPU at hand has it preferred), "native" (with ``top_k``, on the CPU), "library"
-            or "reference".
+            GPU at hand has it preferred, for V and D that 16 divides), "native" (with
+            ``top_k``, on the CPU), "library" or "reference".
 
     Returns:
         (B, L, D), a new tensor; with ``return_delta`` a pair.
@@ -113,7 +113,7 @@ def inject_soft_embeddings(
     if top_k is not None and not 1 <= top_k <= vocabulary:
         raise ValueError(f"top_k must be between 1 and V = {vocabulary}, got {top_k}")
     form = op.form(top_k)
-    path = decide(form, backend, embeds.device, embeds.dtype).path
+    path = decide(form, backend, embeds.device, embeds.dtype, table=(vocabulary, width)).path
     inputs = (
         embeds,
         pad_rows(rows),

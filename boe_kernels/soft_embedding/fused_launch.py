@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from boe_kernels._attention_launch import ARCHITECTURES, Cut, ceil_div
-from boe_kernels._triton import architecture_of, for_device
+from boe_kernels._triton import for_device, named_architecture
 
 TABLE = Path(__file__).with_name("fused_tiles.json")
 
@@ -36,7 +36,8 @@ class FusedTile:
         warps: warps per program.
         stages: steps for which it reads ahead, plus one.
         preferred: whether ``auto`` takes the fused form before the vendor's product. Written by
-            ``python -m bench tune --kernel soft_write``, from measured times.
+            ``python -m bench tune --kernel soft_write``, from measured times; never of odd
+            rows, which it does not time.
     """
 
     slots: int
@@ -112,9 +113,15 @@ def cut_of(table: Tensor, tile: FusedTile) -> Cut:
     return Cut.of(vocabulary, max(1, parts), tile.ids)
 
 
-def why_not_preferred(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why ``auto`` passes the fused form over where it could run."""
-    architecture = architecture_of(device)
-    if TILES[architecture][tile_key(dtype)].preferred:
+def why_not_preferred(
+    device: torch.device, dtype: torch.dtype, table: tuple[int, int] | None = None
+) -> str | None:
+    """Why ``auto`` passes the fused form over for a table (V, D) where it could run."""
+    _, architecture = named_architecture(device)
+    key = tile_key(dtype, *(table or ()))
+    if TILES[architecture][key].preferred:
         return None
-    return f"no measurement on {architecture} has shown it to be faster than the vendor's product"
+    return (
+        f"no measurement on {architecture} ({key}) has shown it to be faster than the vendor's "
+        "product"
+    )

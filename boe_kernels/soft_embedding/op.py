@@ -22,11 +22,13 @@ def _why_not_native_and_dense(device: torch.device, dtype: torch.dtype) -> str |
     return "without top_k it is one matrix product, which PyTorch's kernels do best"
 
 
-def _why_not_preferred(device: torch.device, dtype: torch.dtype) -> str | None:
+def _why_not_preferred(
+    device: torch.device, dtype: torch.dtype, table: tuple[int, int] | None
+) -> str | None:
     # Here, because it reads a table that nobody needs without a GPU.
     from boe_kernels.soft_embedding.fused_launch import why_not_preferred
 
-    return why_not_preferred(device, dtype)
+    return why_not_preferred(device, dtype, table)
 
 
 register_paths(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,13 @@ from tiny_models import (
 from torch import Tensor
 
 from boe.canvas import Canvas
-from boe.denoisers import ENGINES, EntropyGradient, GradientRequest, UnsupportedModel
+from boe.denoisers import (
+    ENGINES,
+    EntropyGradient,
+    GradientRequest,
+    UnsupportedModel,
+    frozen_products,
+)
 from boe.denoisers.base import required_keep
 from boe.denoisers.transformers_model import TransformersDenoiser
 from boe_kernels import observe_paths, pad_rows
@@ -45,6 +52,16 @@ ACTIVE_SETS = {
     "only some of the probes": torch.tensor([[2, 3, 5, 8, 15], [0, 4, 12, -1, -1]]),
     "every row": EVERY_ROW,
 }
+
+
+@pytest.fixture(params=[False, True], ids=["PyTorch's products", "frozen products"])
+def frozen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether replays run linear layers by ``frozen_linear``, which only larger ones do."""
+    monkeypatch.setattr(frozen_products, "_WORTHWHILE", 0 if request.param else sys.maxsize)
+    return request.param
+
+
+by_either_product = pytest.mark.usefixtures("frozen")
 
 
 def entropy_gradient(
@@ -113,11 +130,13 @@ def test_every_engine_equals_stopped_gradients_at_inactive_attention_outputs(
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_with_every_row_active_replay_is_plain_autograd(name: str) -> None:
+def test_with_every_row_active_replay_is_plain_autograd(name: str, frozen: bool) -> None:
     with observe_paths() as paths:
         gradient, _, _ = candidate_gradient(plain_model(name), CANVAS, CANDIDATES, PROBES)
     assert not list(paths), "the reference must not run our own kernels"
-    result = entropy_gradient(tiny_denoiser(name), active=EVERY_ROW)
+    with observe_paths() as paths:
+        result = entropy_gradient(tiny_denoiser(name), active=EVERY_ROW)
+    assert ("frozen_linear" in dict(paths)) == frozen
     assert_close(result.gradient, gradient, tolerance_of(name))
 
 
@@ -195,6 +214,7 @@ def test_with_full_context_every_engine_is_a_second_forward_at_the_soft_writes(
     assert_close(result.surrogate, total, tolerance_of(name))
 
 
+@by_either_product
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_frozen_context_is_the_full_one_when_every_row_is_active(name: str, alpha: float) -> None:
@@ -254,6 +274,7 @@ def leave_one_out(model, candidates: Tensor, probes: Tensor) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
+@by_either_product
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("name", ["bert", "roberta_pre_layer_norm", "modernbert"])
 def test_subtract_self_removes_exactly_the_row_local_part(name: str, layers: int) -> None:
@@ -392,6 +413,7 @@ def test_the_remainder_is_within_the_bound_of_theorem_3_1(name: str) -> None:
 # --- batches --------------------------------------------------------------------------
 
 
+@by_either_product
 @pytest.mark.parametrize("options", [{}, {"alpha": 0.5}, {"alpha": 0.5, "context": "full"}])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_canvas_alone_has_the_gradient_that_it_has_in_a_padded_batch(

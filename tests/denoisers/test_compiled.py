@@ -10,8 +10,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from boe import BoE, CompiledDenoiser, TokensPerStep, generate
 from boe.canvas import Canvas
-from boe.denoisers import Denoiser, GradientRequest, UnsupportedModel
+from boe.denoisers import Denoiser, GradientRequest, UnsupportedModel, frozen_products
 from boe.denoisers.base import EntropyGradient, required_keep
+from boe_kernels import observe_paths
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -37,6 +38,26 @@ def test_one_compilation_serves_every_size_of_the_active_set() -> None:
         assert torch.allclose(mine.gradient, theirs.gradient, rtol=1e-4, atol=1e-9)
         assert torch.allclose(mine.surrogate, theirs.surrogate)
         assert torch.equal(mine.replayed_rows, theirs.replayed_rows)
+    assert counter.frame_count == 2, "the forward, and the replay"
+
+
+def test_a_replay_that_outgrows_pytorchs_products_is_the_same_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = tiny_denoiser("eurobert", 1)
+    width = plain.embedding_table.shape[1]
+    # A plain replay changes its products between 4 and 8 rows in each of two sequences.
+    monkeypatch.setattr(frozen_products, "_WORTHWHILE", 2 * 8 * width * width)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = CompiledDenoiser(plain, buckets=(4, 8), backend=counter)
+    frozen = []
+    for masks in (4, 8):
+        with observe_paths() as seen:
+            theirs = gradient(plain, masks)
+        frozen.append("frozen_linear" in dict(seen))
+        mine = gradient(compiled, masks)
+        assert torch.allclose(mine.gradient, theirs.gradient, rtol=1e-4, atol=1e-9)
+    assert frozen == [False, True]
     assert counter.frame_count == 2, "the forward, and the replay"
 
 

@@ -6,12 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from op_calls import OP_CALLS, OTHER, SMALL, Size
 from torch import Tensor
+
+from boe_kernels import inject_soft_embeddings, observe_paths
+from boe_kernels._triton import for_device
 
 pytestmark = pytest.mark.device_only
 
@@ -144,6 +148,33 @@ def test_new_numbers_of_rows_and_sequences_compile_nothing(op, device):
                 changed = Size(size.batch, size.length, active, size.vocabulary, size.ragged)
                 call.run(*call.draw(changed, dtype, device, 0))
     assert not made
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("preferred", [False, True])
+@pytest.mark.parametrize("vocabulary", [128, 131])
+def test_in_a_compiled_graph_auto_decides_as_it_does_outside(
+    vocabulary, preferred, device, monkeypatch
+):
+    # Imported late, as above.
+    from boe_kernels.soft_embedding.fused_launch import TILES
+
+    entries = for_device(TILES, device)
+    monkeypatch.setitem(entries, "16 bits", replace(entries["16 bits"], preferred=preferred))
+
+    def soft_write(*inputs: Tensor) -> Tensor:
+        return inject_soft_embeddings(*inputs, 0.5, is_logits=True)
+
+    size = replace(SMALL, vocabulary=vocabulary)
+    inputs = OP_CALLS["inject_soft_embeddings"].draw(size, torch.bfloat16, device, 0)
+    compiled = torch.compile(soft_write, fullgraph=True, backend="aot_eager")
+    with observe_paths() as outside:
+        expected = soft_write(*inputs)
+    with observe_paths() as inside:
+        result = compiled(*inputs)
+    path = "triton_fused" if preferred and vocabulary == 128 else "triton"
+    assert inside == outside == [("inject_soft_embeddings", path)]
+    assert torch.equal(result, expected)
 
 
 # --- streams and devices ------------------------------------------------------------

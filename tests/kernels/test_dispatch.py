@@ -178,8 +178,10 @@ def test_the_reference_is_the_last_resort_and_all_reasons_are_kept():
 
 @pytest.mark.usefixtures("no_ops")
 def test_a_path_that_is_passed_over_runs_by_name_and_auto_says_why_not():
-    def slower(device: torch.device, dtype: torch.dtype) -> str | None:
-        return None if dtype == torch.float16 else "slower"
+    def slower(
+        device: torch.device, dtype: torch.dtype, table: tuple[int, int] | None
+    ) -> str | None:
+        return "slower" if dtype != torch.float16 or table == (5, 5) else None
 
     register_paths("op", triton_fused=_dispatch.always, triton=_dispatch.always)
     assert decide("op", "auto", GPU, torch.float32) == Decision("op", "triton_fused")
@@ -193,6 +195,7 @@ def test_a_path_that_is_passed_over_runs_by_name_and_auto_says_why_not():
         "op", "triton", {"triton_fused": "slower"}
     )
     assert decide("op", "auto", GPU, torch.float16) == Decision("op", "triton_fused")
+    assert decide("op", "auto", GPU, torch.float16, table=(5, 5)).path == "triton"
     assert decide("op", "triton_fused", GPU, torch.float32) == Decision("op", "triton_fused")
     with pytest.raises(ValueError, match=r"unknown paths for op: \['cuda'\]"):
         register_paths("op", passed_over={"cuda": slower})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from boe_kernels import decide, inject_soft_embeddings, observe_paths
-from boe_kernels._dispatch import Decision
+from boe_kernels._dispatch import PATHS, Decision
 from boe_kernels._triton import ARCHITECTURES, recording
 from boe_kernels.soft_embedding import fused_launch, op
 from boe_kernels.soft_embedding import triton_fused as kernels
@@ -312,15 +312,15 @@ def test_with_top_k_it_is_refused():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_auto_takes_it_only_where_the_table_prefers_it(architecture, monkeypatch):
     gpu, dtype = torch.device("cuda"), torch.bfloat16
-    monkeypatch.setattr(fused_launch, "architecture_of", lambda device: architecture)
+    monkeypatch.setattr(fused_launch, "named_architecture", lambda device: ("a", architecture))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     for key, tile in TILES[architecture].items():
         monkeypatch.setitem(TILES[architecture], key, replace(tile, preferred=False))
     decision = decide(op.NAME, "auto", gpu, dtype)
     assert decision.path == "triton"
     assert str(decision) == (
-        f"{op.NAME}: triton (not triton_fused: no measurement on {architecture} has shown it to "
-        "be faster than the vendor's product)"
+        f"{op.NAME}: triton (not triton_fused: no measurement on {architecture} (16 bits) has "
+        "shown it to be faster than the vendor's product)"
     )
     assert decide(op.NAME, FUSED, gpu, dtype).path == FUSED
     preferred = replace(TILES[architecture]["16 bits"], preferred=True)
@@ -329,6 +329,52 @@ def test_auto_takes_it_only_where_the_table_prefers_it(architecture, monkeypatch
     assert decide(op.NAME, "auto", gpu, torch.float32).path == "triton"
     assert decide(op.TOP_K, "auto", gpu, dtype).path == "triton"
     assert why_not_preferred(gpu, dtype) is None
+
+
+@pytest.mark.parametrize("table", [(2049, 64), (2048, 63)])
+def test_auto_leaves_tables_of_odd_sizes_to_the_vendors_product(table, monkeypatch):
+    gpu, dtype = torch.device("cuda"), torch.bfloat16
+    monkeypatch.setattr(fused_launch, "named_architecture", lambda device: ("sm_90", "sm_90"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    preferred = replace(TILES["sm_90"]["16 bits"], preferred=True)
+    monkeypatch.setitem(TILES["sm_90"], "16 bits", preferred)
+    assert decide(op.NAME, "auto", gpu, dtype, table=(2048, 64)) == Decision(op.NAME, FUSED)
+    decision = decide(op.NAME, "auto", gpu, dtype, table=table)
+    assert decision.path == "triton"
+    assert "no measurement on sm_90 (16 bits, odd)" in decision.rejected[FUSED]
+    assert decide(op.NAME, FUSED, gpu, dtype, table=table).path == FUSED
+
+
+@dataclass(frozen=True)
+class Properties:
+    """Of a device for which there are no launch parameters, as PyTorch tells them."""
+
+    major: int = 12
+    minor: int = 0
+    shared_memory_per_block: int = 48 << 10
+    shared_memory_per_block_optin: int = 99 << 10
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("preferred", [False, True])
+def test_the_choice_can_be_traced_on_a_device_that_takes_anothers_parameters(
+    preferred, monkeypatch, recwarn
+):
+    properties = Properties()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    tile = replace(TILES["sm_80"]["16 bits"], preferred=preferred)
+    monkeypatch.setitem(TILES["sm_80"], "16 bits", tile)
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def number_of_path(x: Tensor) -> Tensor:
+        gpu, sizes = torch.device("cuda"), (x.shape[0], 64)
+        path = decide(op.NAME, "auto", gpu, x.dtype, table=sizes).path
+        return x.new_full((), PATHS.index(path))
+
+    even, odd = (torch.zeros(size, dtype=torch.bfloat16) for size in (2048, 2049))
+    assert PATHS[int(number_of_path(even))] == (FUSED if preferred else "triton")
+    assert PATHS[int(number_of_path(odd))] == "triton"
+    assert not [str(each.message) for each in recwarn if "cache" in str(each.message)]
 
 
 def test_the_table_is_written_as_it_is_read(tmp_path):
