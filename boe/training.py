@@ -113,13 +113,12 @@ def masked_diffusion_loss(
     """
     canvas = torch.where(mask, mask_id, ids)
     counts = mask.view(len(ids) * texts, -1).sum(dim=1)
-    if behind_attention is None:
-        logits = model(input_ids=canvas).logits
-        nats = cross_entropy(logits.float().transpose(1, 2), ids, reduction="none") * mask
-        return (nats.view(len(counts), -1).sum(dim=1) / counts).mean()
     rows = mask.flatten().nonzero().squeeze(1)
-    with _rows_only(behind_attention, rows):
-        logits = model(input_ids=canvas).logits.squeeze(0)
+    if behind_attention is None:
+        logits = model(input_ids=canvas).logits.flatten(0, 1)[rows]
+    else:
+        with _rows_only(behind_attention, rows):
+            logits = model(input_ids=canvas).logits.squeeze(0)
     nats = cross_entropy(logits.float(), ids.flatten()[rows], reduction="none")
     return (nats / counts.repeat_interleave(counts)).sum() / len(counts)
 

@@ -179,7 +179,8 @@ class Decoder:
         """Predict and decide; also what the prediction took, and which rows are to go back."""
         strategy, device = self.strategy, state.canvas.ids.device
         view = view_of(live, state, self.strategy, self.forwards.denoiser.facts, self.cache)
-        # Where all eligible positions will be revealed there is nothing to score.
+        # Where all eligible positions will be revealed there is nothing to score. A row that
+        # reveals nothing is scored beside one that does.
         free = [clock for clock in view.clocks if clock.left > clock.change]
         choice = any(c.change > 0 for c in free) and any(strategy.steers(c) for c in free)
         keep = strategy.keep if choice else "nothing"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -116,11 +116,8 @@ class Row:
     def clock(self) -> Clock:
         """Where the row stands before its next step."""
         block = self.blocks[0]
-        if block.deadline is not None:
-            change = block.deadline.share(block.plan, self.index, block.masks - self.left)
-        else:
-            change = block.plan[self.index] if self.index < len(block.plan) else max(block.plan)
-        return Clock(
+        change = block.plan[self.index] if self.index < len(block.plan) else max(block.plan)
+        clock = Clock(
             index=self.index,
             total=block.total,
             planned=block.planned,
@@ -131,6 +128,9 @@ class Row:
             end=block.end,
             plan=block.plan,
         )
+        if block.deadline is None:
+            return clock
+        return replace(clock, change=min(block.deadline.share(clock), self.left))
 
     @property
     def corrects(self) -> bool:

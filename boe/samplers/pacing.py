@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from boe.samplers.step import Clock
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -19,6 +21,6 @@ class Deadline:
 
     name: ClassVar[str] = "deadline"
 
-    def share(self, plan: tuple[int, ...], index: int, written: int) -> int:
-        """How many tokens step ``index`` of a block must reveal, with so many ``written``."""
-        return max(1, sum(plan[: index + 1]) - written)
+    def share(self, clock: Clock) -> int:
+        """How many tokens the step must reveal."""
+        return max(1, clock.due(early=0.0))

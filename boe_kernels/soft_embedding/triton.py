@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from boe_kernels._attention_launch import index_set, with_unit_stride
 from boe_kernels._products import linear
 from boe_kernels._triton import AotCase, for_device, launch
 
@@ -191,9 +192,8 @@ def forward(
     delta = embeds.new_empty(batch, n_rows, width)
     parameters = for_device(LAUNCH, embeds.device)
     grid = (batch * n_rows, triton.cdiv(width, parameters.block_width))
-    rows, mask_embed = rows.contiguous(), mask_embed.contiguous()
-    written_to = (rows, mask_embed, canvas, delta)
-    stride_rows = 0 if rows.shape[0] == 1 else rows.stride(0)
+    rows, stride_rows = index_set(rows)
+    written_to = (rows, mask_embed.contiguous(), canvas, delta)
     options = {
         "BLOCK_WIDTH": parameters.block_width,
         "num_warps": parameters.warps,
@@ -215,7 +215,7 @@ def forward(
         )
         return canvas, delta
     kept = probs_or_logits.topk(top_k, dim=-1)
-    table = table if table.stride(1) == 1 else table.contiguous()
+    table = with_unit_stride(table)
     launch(
         _gather_kernel,
         grid,

@@ -36,10 +36,12 @@ class SumLayout:
     def column(self) -> list[int]:
         return [place for length in self.lengths for place in reversed(range(length))]
 
-    def text(self, character: str) -> str:
-        """The sum with ``character`` for every digit."""
-        first, second, total = (character * length for length in self.lengths)
-        return f"{first}+{second}={total}"
+    def text(self, asked: str, answered: str) -> str:
+        """A canvas, with one character for every digit of the question, one of the answer."""
+        return ":".join(
+            "{}+{}={}".format(*(digit * length for length in self.lengths))
+            for digit in (asked, answered)
+        )
 
     def of(self, summands: Tensor) -> Tensor:
         """Digits of two summands (N, 2) below 10^width, and of their sum, int64 (N, digits)."""

@@ -23,7 +23,7 @@ class ShortSumsTask(SumsTask):
 
     name = "sums-short"
     layout = SumLayout(2)
-    template = f"{layout.text(GIVEN)}:{layout.text(FILL)}"
+    template = layout.text(GIVEN, FILL)
     difficulties: ClassVar[Mapping[str, SumsDifficulty]] = {
         "easy": SumsDifficulty(5),
         "medium": SumsDifficulty(4),
@@ -44,7 +44,7 @@ class FewShotSumsTask(FewShotTask):
     single = ShortSumsTask
     template = few_shot_template(ShortSumsTask.template)
     difficulties = ShortSumsTask.difficulties
-    training_mix = ("easy", "medium", "hard")
+    training_mix = ShortSumsTask.training_mix
     shape = ModelShape(layers=3, width=128)
     recipe = TrainConfig(steps=4000, batch_size=32, learning_rate=2e-3)
     weights = Path(__file__).parent / "few_shot_weights"

@@ -41,14 +41,11 @@ class SumsTask(CharacterTask[SumsDifficulty]):
     hands a carry to the next, so digits that are written together must agree.
 
     ``kept`` is 1 if all given digits are kept, ``holds`` if the sum holds.
-
-    Raises:
-        ValueError: no digit would be missing.
     """
 
     name = "sums"
     layout: ClassVar[SumLayout] = SumLayout(4)
-    template = f"{layout.text(GIVEN)}:{layout.text(FILL)}"
+    template = layout.text(GIVEN, FILL)
     difficulties: ClassVar[Mapping[str, SumsDifficulty]] = {
         "easy": SumsDifficulty(9),
         "medium": SumsDifficulty(6),
@@ -60,6 +57,7 @@ class SumsTask(CharacterTask[SumsDifficulty]):
     weights = Path(__file__).parent / "weights"
 
     def __init__(self, difficulty: str | SumsDifficulty = "hard") -> None:
+        """Refuses a difficulty with no digit missing, by a ValueError."""
         super().__init__(difficulty)
         if self.difficulty.given >= self.layout.digits:
             raise ValueError(
@@ -83,7 +81,7 @@ class SumsTask(CharacterTask[SumsDifficulty]):
     def render(self, problems: Tensor) -> Tensor:
         puzzles, solutions = problems.chunk(2, dim=1)
         asked = torch.where(puzzles < 0, encode(MISSING)[0], DIGIT_ID + puzzles)
-        ids = torch.tensor(encode(f"{self.layout.text('0')}:{self.layout.text('0')}"))
+        ids = torch.tensor(encode(self.layout.text("0", "0")))
         ids = ids.repeat(len(problems), 1)
         ids[:, self._places()] = torch.cat((asked, DIGIT_ID + solutions), dim=1)
         return ids

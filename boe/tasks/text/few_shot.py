@@ -51,8 +51,8 @@ class FewShotTask(CharacterTask[Any]):
     def key(self, problems: Tensor) -> Tensor:
         return self._single.key(problems.chunk(self.texts, dim=1)[0])
 
-    def in_split(self, problems: Tensor, split: Split) -> Tensor:
-        return self._single.in_split(problems.chunk(self.texts, dim=1)[0], split)
+    def in_split(self, keys: Tensor, split: Split) -> Tensor:
+        return self._single.in_split(keys, split)
 
     def render(self, problems: Tensor) -> Tensor:
         problem, *shown = problems.chunk(self.texts, dim=1)

@@ -125,9 +125,9 @@ class CharacterTask(Task, Generic[D]):
         """Number of positions before the first one to fill in."""
         return cls.template.index(FILL)
 
-    def in_split(self, problems: Tensor, split: Split) -> Tensor:
-        """Which of the problems (N, K) are of ``split``, bool (N,)."""
-        return in_split(self.key(problems), split, self.name)
+    def in_split(self, keys: Tensor, split: Split) -> Tensor:
+        """Which of the problems with these keys (N,) are of ``split``, bool (N,)."""
+        return in_split(keys, split, self.name)
 
     def problems(
         self, count: int, generator: torch.Generator, split: Split, chunk: int = _CHUNK
@@ -137,7 +137,7 @@ class CharacterTask(Task, Generic[D]):
         have = barren = 0
         while have < count:
             drawn = self.draw(chunk, generator)
-            drawn = drawn[self.in_split(drawn, split)]
+            drawn = drawn[self.in_split(self.key(drawn), split)]
             parts.append(drawn)
             have += len(drawn)
             barren = 0 if len(drawn) else barren + 1
@@ -165,7 +165,7 @@ class CharacterTask(Task, Generic[D]):
             drawn = self.draw(_CHUNK, stream)
             keys = self.key(drawn)
             before = len(chosen)
-            for row in self.in_split(drawn, split).nonzero().flatten().tolist():
+            for row in self.in_split(keys, split).nonzero().flatten().tolist():
                 if int(keys[row]) not in seen:
                     seen.add(int(keys[row]))
                     chosen.append(drawn[row])
