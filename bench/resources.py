@@ -166,7 +166,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--op", choices=packages, nargs="+", default=packages)
     parser.add_argument("--architecture", choices=tuple(UNITS), nargs="+", default=tuple(TARGETS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
-    parser.add_argument("--sample", action="store_true", help="only what the tests compile")
+    parser.add_argument("--sample", action="store_true", help="few cases of every kernel")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument(
         "--record",

@@ -1,6 +1,6 @@
 """What the library and the command line take where nothing is said."""
 
-SAMPLER = "boe+overlap:floor=0.99+deadline"
-"""Nearly certain tokens go at once, what is due soon goes beside what it does not compete with,
-and BoE chooses what the budget asks for beyond that: on the frontier of training-free samplers
-at one to three tokens a step of seven tasks of eight (docs/evidence.md)."""
+SAMPLER = "overlap:floor=0.99,fill=cost+deadline"
+"""Nearly certain tokens go at once, and what is due soon goes beside what it does not compete
+with: on the frontier of training-free samplers on seven tasks of eight (docs/evidence.md). It
+takes no gradient: where one is wanted, ask for ``"boe"``."""

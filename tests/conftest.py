@@ -27,13 +27,36 @@ torch.set_num_threads(1)
 
 
 def pytest_configure() -> None:
-    """Repairs Triton's interpreter before 3.8, where it differs from compiled code.
+    """Makes Triton's interpreter quicker and, where it is wrong, right."""
+    if find_spec("triton") is None or os.environ["TRITON_INTERPRET"] != "1":
+        return
+    _patch_the_language_once_per_launch()
+    if Version(version("triton")) < Version("3.8"):
+        _repair_the_interpreter()
+
+
+def _patch_the_language_once_per_launch() -> None:
+    """It would look through all of it at every call of a device function, most of its time."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch_lang = interpreter._patch_lang
+
+    def where_needed(function: Any) -> Any:
+        languages = [x for x in function.__globals__.values() if x is tl or x is tl.core]
+        if languages and not any(tl.core.is_builtin(language.load) for language in languages):
+            return interpreter._LangPatchScope()
+        return patch_lang(function)
+
+    interpreter._patch_lang = where_needed
+
+
+def _repair_the_interpreter() -> None:
+    """Before 3.8 it differs from compiled code.
 
     Its maxima and minima keep NaN that they should drop; with NumPy 2 it cannot invert the bits
     of unsigned integers.
     """
-    if find_spec("triton") is None or Version(version("triton")) >= Version("3.8"):
-        return
     import numpy
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _get_np_dtype
 

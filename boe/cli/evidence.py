@@ -140,7 +140,7 @@ def ablate(
     from boe.evaluate.study import Group, Study
 
     use_threads(threads)
-    axes = axes_of(None if vary is None else dict(_varied(text) for text in vary))
+    axes = axes_of(base, None if vary is None else dict(_varied(text) for text in vary))
     settings = _settings(tokens_per_step, steps, block_length, temperature, top_p, "3")
     study = Study(
         task=task,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boe.evaluate.ablation import variants_of
-from boe.evaluate.ablation_axes import AXES, Axis, custom_axis
+from boe.evaluate.ablation_axes import Axis, custom_axis, usual_axes
 from boe.evaluate.fidelity.study import SCORES, FidelityStudy
 from boe.evaluate.fidelity.truth import TruthOptions
 from boe.evaluate.study import Group, Study, settings_of
@@ -78,10 +78,10 @@ def plan_of(content: Mapping[str, Any]) -> Plan:
     return kinds[kind]({name: value for name, value in content.items() if name != "kind"})
 
 
-def axes_of(vary: Mapping[str, Any] | None) -> tuple[Axis, ...]:
-    """Axes over options with the given values, as text; the usual ones by default."""
+def axes_of(base: str, vary: Mapping[str, Any] | None) -> tuple[Axis, ...]:
+    """Axes over options with the given values, as text; the base's usual ones by default."""
     if vary is None:
-        return AXES
+        return usual_axes(base)
     return tuple(custom_axis(name, [str(v) for v in values]) for name, values in vary.items())
 
 
@@ -104,7 +104,7 @@ def _compare(content: Mapping[str, Any]) -> ComparePlan:
 def _ablate(content: Mapping[str, Any]) -> AblatePlan:
     _check(content, (*_STUDY, *_SETTINGS, "base", "vary"))
     base = content.get("base", "boe")
-    axes = axes_of(content.get("vary"))
+    axes = axes_of(base, content.get("vary"))
     options = {name: content[name] for name in _SETTINGS if name in content}
     variants_of(base, axes)
     study = _study(content, (Group((base,), settings_of(_plain(options))),))

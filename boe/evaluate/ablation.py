@@ -1,4 +1,4 @@
-"""One option of a BoE strategy at a time: what each contributes, and what it costs."""
+"""One option of a strategy at a time: what each contributes, and what it costs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from boe.denoisers.base import Denoiser
-from boe.evaluate.ablation_axes import AXES, PARTS, Axis
+from boe.evaluate.ablation_axes import PARTS, Axis, usual_axes
 from boe.evaluate.comparison import Comparison, Pair, Summary, row_as_json
 from boe.evaluate.record import run_cell
 from boe.evaluate.settings import Setting
 from boe.evaluate.statistics import holm
 from boe.evaluate.stored import with_setting
 from boe.evaluate.study import Cell, Group, Study
-from boe.samplers import BoE, Strategy, sampler_from, spec_of
+from boe.samplers import Strategy, sampler_from, spec_of
 from boe.tasks import Task, TaskItem
 
 SCHEMA = "boe/ablate/1"
@@ -96,16 +96,18 @@ class Ablation:
         }
 
 
-def variants_of(base: str, axes: Sequence[Axis] = AXES) -> list[Variant]:
+def variants_of(base: str, axes: Sequence[Axis] | None = None) -> list[Variant]:
     """Rivals, and the base with each value of each axis; impossible ones with the reason.
 
+    Args:
+        axes: by default :func:`usual_axes`.
+
     Raises:
-        ValueError: the base's policy is not BoE, or an axis names no option of it.
+        ValueError: an axis names no option of the base's policy.
     """
     strategy = Strategy.of(sampler_from(base))
     policy = strategy.which
-    if not isinstance(policy, BoE):
-        raise ValueError(f"base must be a BoE strategy, got {base!r}")
+    axes = usual_axes(base) if axes is None else axes
     known = {field.name for field in fields(policy)}
     variants = [Variant(RIVAL, rival, rival) for rival in RIVALS]
     for axis in axes:
@@ -115,7 +117,8 @@ def variants_of(base: str, axes: Sequence[Axis] = AXES) -> list[Variant]:
             unknown = sorted(set(options) - known)
             if unknown:
                 raise ValueError(
-                    f"boe has options {', '.join(sorted(known))}, not {', '.join(unknown)}"
+                    f"{policy.name} has options {', '.join(sorted(known)) or 'none'}, "
+                    f"not {', '.join(unknown)}"
                 )
             try:
                 changed = replace(strategy, which=replace(policy, **options))

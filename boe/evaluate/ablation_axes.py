@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from boe.samplers import Strategy, sampler_from
+from boe import defaults
+from boe.samplers import BoE, Strategy, sampler_from
 from boe.samplers.boe_options import BETWEEN
 from boe.samplers.candidates import CANDIDATE_RULES
 from boe.samplers.quadrature import QUADRATURES
@@ -51,7 +52,7 @@ def _parts(spec: str, names: Sequence[str]) -> dict[str, Any]:
 
 _COUNTS = (
     *("eb", "eb:along=entropy", "threshold:value=0.99", "overlap", "overlap:floor=0.99"),
-    *("overlap+deadline", "overlap:floor=0.99+deadline"),
+    *("overlap+deadline", "overlap:floor=0.99+deadline", defaults.SAMPLER),
 )
 
 AXES: tuple[Axis, ...] = (
@@ -102,9 +103,8 @@ AXES: tuple[Axis, ...] = (
     Axis(
         "which",
         "who ranks",
-        # BoE is the base's own, whatever its options.
         {
-            "boe": {},
+            "the base's own": {},
             **{name: _parts(name, ["which"]) for name in ("confidence", "margin", "entropy")},
         },
     ),
@@ -113,7 +113,7 @@ AXES: tuple[Axis, ...] = (
         "how many, and by when",
         {
             "as the budget plans": {"count": None, "deadline": None},
-            **{spec: _parts(f"boe+{spec}", ["count", "deadline"]) for spec in _COUNTS},
+            **{spec: _parts(spec, ["count", "deadline"]) for spec in _COUNTS},
         },
     ),
     Axis(
@@ -127,6 +127,13 @@ AXES: tuple[Axis, ...] = (
 )
 """The paper's Table 5 (gate, anti-collapse, active rows, ρ), our own choices, and what else a
 strategy is made of."""
+
+
+def usual_axes(base: str) -> tuple[Axis, ...]:
+    """All of :data:`AXES` for a BoE strategy, for others those of a strategy's parts."""
+    if isinstance(Strategy.of(sampler_from(base)).which, BoE):
+        return AXES
+    return tuple(axis for axis in AXES if axis.name in PARTS)
 
 
 def custom_axis(name: str, values: Sequence[str]) -> Axis:

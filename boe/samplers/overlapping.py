@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from boe.denoisers.base import take_rows
-from boe.samplers.base import Count, Step, ranked_order
+from boe.samplers.base import Count, Step, ranked_order, top_positions
+from boe.samplers.late_options import repr_of
 
 # Probabilities held at once.
 _ELEMENTS = 1 << 24
@@ -35,7 +36,9 @@ class OverlapBound(Count):
     over if not. The first costs nothing, so that every step reveals one at least; sure ones
     cost next to nothing.
 
-    The ranking is asked only where these are fewer than the budget.
+    Where these are fewer than the budget, the ranking is asked for the others, or with
+    ``fill="cost"`` the count goes on by itself: whatever it costs, with the position that
+    ignores least of what is taken already, one after the other.
 
     It bounds what is lost by writing *together*. That a token is wrong by itself costs
     nothing here: where one answer is right and unsure tokens are mostly wrong, set ``floor``,
@@ -50,12 +53,20 @@ class OverlapBound(Count):
         early: what is due: the tokens that the plan wants written by this step, and this
             share of the next step's. What has to be written soon is better written beside
             what it does not compete with.
+        fill: what a budget asks for beyond γ: "ranking" or "cost".
+        slack: which position comes first of those that do not reach the floor, after those
+            that do. ``None``: that of least entropy. A number s: of those whose tokens are
+            wrong with at most 1 + s times the least probability, that of most entropy; of all
+            with ``inf``. Where any of many tokens would do, what is open is best settled
+            first, for what depends on it is then known; where one answer is right, last.
     """
 
     gamma: float = 0.1
     share: float = 0.2
     floor: float = 0.0
     early: float = 1.0
+    fill: str = "ranking"
+    slack: float | None = None
 
     name: ClassVar[str] = "overlap"
     home: ClassVar[str] = "entropy"
@@ -66,13 +77,22 @@ class OverlapBound(Count):
         for field in ("share", "floor", "early"):
             if not 0.0 <= getattr(self, field) <= 1.0:
                 raise ValueError(f"{field} must be in [0, 1], got {getattr(self, field)}")
+        if self.fill not in ("ranking", "cost"):
+            raise ValueError(f"fill must be 'ranking' or 'cost', got {self.fill!r}")
+        if self.slack is not None and not self.slack >= 0.0:
+            raise ValueError(f"slack must not be negative, got {self.slack}")
+        if self.slack is not None and self.floor == 0.0:
+            raise ValueError("slack needs a floor above 0: without one every position reaches it")
+
+    def __repr__(self) -> str:
+        return repr_of(self, ("fill", "slack"))
 
     def ready(self, step: Step) -> Tensor | None:
         entropy = step.stats.entropy.double()
         free = step.eligible if step.delayed is None else step.eligible & ~step.delayed
         # These positions come first, and no row has more of them.
         longest = max((clock.left for clock in step.clocks), default=0)
-        order = ranked_order(-entropy, free)[:, : max(longest, 1)]
+        order = ranked_order(self._precedence(step, entropy, free), free)[:, : max(longest, 1)]
         offered = free.gather(1, order)
         sure = step.proposal_probability.gather(1, order) >= self.floor
         entropy = entropy.gather(1, order).masked_fill(~offered, 0.0)
@@ -93,7 +113,39 @@ class OverlapBound(Count):
             number = number + fits
             spent = spent + torch.where(fits, cost, 0.0)
             ignored = ignored + torch.where(fits.unsqueeze(1), shared[:, place], 0.0)
+        if self.fill == "cost":
+            taken = self._filled(step, taken, offered, shared, entropy)
         return torch.zeros_like(step.eligible).scatter(1, order, taken)
+
+    def _precedence(self, step: Step, entropy: Tensor, free: Tensor) -> Tensor:
+        """In which order positions are gone through, from the largest down, (B, P)."""
+        if self.slack is None:
+            return -entropy
+        sure = step.proposal_probability >= self.floor
+        unsure = free & ~sure
+        wrong = (1.0 - step.proposal_probability.double()).masked_fill(~unsure, torch.inf)
+        close = unsure & (wrong <= (1.0 + self.slack) * wrong.amin(dim=1, keepdim=True))
+        first = top_positions(entropy, close, torch.ones_like(step.budget))
+        # The sure ones, the first of the others, the rest.
+        above = 1.0 + entropy.amax(dim=1, keepdim=True)
+        return torch.where(sure, 2.0 * above - entropy, torch.where(first, above, -entropy))
+
+    def _filled(
+        self, step: Step, taken: Tensor, offered: Tensor, shared: Tensor, entropy: Tensor
+    ) -> Tensor:
+        """``taken`` and, up to the budget, what ignores least of it, (B, P) as ``offered``."""
+        short = step.budget - taken.sum(dim=1)
+        ignored = (shared * taken.unsqueeze(2)).sum(dim=1)
+        # One position at least is taken already.
+        for _ in range(max((clock.change for clock in step.clocks), default=0) - 1):
+            cost = torch.minimum(entropy, ignored).masked_fill(taken | ~offered, torch.inf)
+            cheapest = cost.argmin(dim=1, keepdim=True)
+            joins = (short > 0).unsqueeze(1) & cost.gather(1, cheapest).isfinite()
+            taken = taken | torch.zeros_like(taken).scatter(1, cheapest, joins)
+            added = shared.gather(1, cheapest.unsqueeze(2).expand(-1, -1, shared.shape[2]))
+            ignored = ignored + torch.where(joins, added.squeeze(1), 0.0)
+            short = short - joins.squeeze(1).long()
+        return taken
 
     def _shared_information(self, logits: Tensor, order: Tensor, entropy: Tensor) -> Tensor:
         """What each pair of slots is charged, float64 (B, P, P) in ``order``, nats.

@@ -25,7 +25,7 @@ from boe.evaluate.ablation import (
 )
 from boe.evaluate.ablation_axes import AXES, PARTS, custom_axis
 from boe.evaluate.statistics import holm
-from boe.samplers import BoE, Deadline, EntropyBound, Margin, Strategy, sampler_from
+from boe.samplers import BoE, Deadline, EntropyBound, Margin, Strategy, sampler_from, spec_of
 from boe.samplers.candidates import CANDIDATE_RULES
 from boe.samplers.steered_rows import ACTIVE_SETS, PROBE_SETS
 from boe.tasks import TASKS
@@ -72,14 +72,24 @@ def test_a_variant_differs_from_the_base_in_its_axis_alone(base: str) -> None:
         assert changed == replace(expected, **parts)
 
 
-def test_the_default_strategy_is_taken_apart_piece_by_piece() -> None:
-    rows = {(v.axis, v.label): v.sampler for v in variants_of(SAMPLER)}
+def test_a_strategy_of_several_parts_is_taken_apart_piece_by_piece() -> None:
+    base = "boe+overlap:floor=0.99+deadline"
+    rows = {(v.axis, v.label): v.sampler for v in variants_of(base)}
     assert rows["count", "as the budget plans"] == "boe"
     assert rows["count", "overlap:floor=0.99"] == "boe+overlap:floor=0.99"
     assert rows["count", "overlap+deadline"] == "boe+overlap+deadline"
     assert rows["which", "entropy"] == "entropy+overlap:floor=0.99+deadline"
     assert rows["cache", "delayed"] == "boe+overlap:floor=0.99+delayed+deadline"
-    assert rows["count", "overlap:floor=0.99+deadline"] == rows["which", "boe"] == SAMPLER
+    assert rows["count", "overlap:floor=0.99+deadline"] == rows["which", "the base's own"] == base
+
+
+def test_a_base_without_boe_has_the_axes_of_its_parts() -> None:
+    variants = variants_of(SAMPLER)
+    assert {v.axis for v in variants} == {RIVAL, "which", "count", "cache"}
+    rows = {(v.axis, v.label): v.sampler for v in variants}
+    assert rows["count", SAMPLER] == rows["cache", "none"] == spec_of(sampler_from(SAMPLER))
+    with pytest.raises(ValueError, match="entropy has options none, not rho"):
+        variants_of(SAMPLER, [custom_axis("rho", ["0.1"])])
 
 
 def test_an_axis_of_ones_own_can_be_a_part_of_the_strategy() -> None:
@@ -183,11 +193,6 @@ def test_an_axis_of_ones_own_takes_values_as_text() -> None:
         custom_axis("alpha", ["much"])
     with pytest.raises(ValueError, match="speed"):
         custom_axis("speed", ["1"])
-
-
-def test_only_boe_can_be_ablated() -> None:
-    with pytest.raises(ValueError, match="base must be a BoE strategy, got 'confidence'"):
-        variants_of("confidence")
 
 
 @pytest.mark.parametrize(

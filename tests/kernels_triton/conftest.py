@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import numpy
 import pytest
 import triton
-import triton.language as tl
-from triton.runtime import interpreter
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -35,24 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def interpreted() -> Iterator[None]:
     """For tests that run kernels; NumPy need not tell of the NaN and ∞ that they hold."""
-    monkeypatch.setattr(interpreter, "_patch_lang", _patch_lang_where_needed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
-
-
-_patch_lang = interpreter._patch_lang
-
-
-def _patch_lang_where_needed(function: Any) -> Any:
-    """Prepares Triton's language for interpretation, unless that is done already.
-
-    The interpreter looks through the whole language at every call of a device function,
-    which takes most of its time. Once per launch is enough.
-    """
-    languages = [x for x in function.__globals__.values() if x is tl or x is tl.core]
-    if languages and not any(tl.core.is_builtin(language.load) for language in languages):
-        return interpreter._LangPatchScope()
-    return _patch_lang(function)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.version import Version
-from uninterpreted import environment, told_by_code
+from uninterpreted import told_by
 
 from bench.binaries import Binary, packages_with_kernels
 from bench.binary_record import read_record
@@ -28,21 +26,15 @@ SERVED = {
 
 
 @pytest.fixture(scope="module")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> list[Binary]:
+def compiled() -> dict[str, Any]:
     """Compiled in another process, because this one imports Triton to interpret."""
-    folder = tmp_path_factory.mktemp("binaries")
-    figures, kept = folder / "binaries.json", folder / "kept.jsonl"
-    files = ["--json", str(figures), "--kept", str(kept)]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.resources", "--sample", *files],
-        cwd=Path(__file__).parents[2],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert figures.exists(), done.stdout + done.stderr
-    return [Binary(**facts) for facts in json.loads(figures.read_text())]
+    return told_by("compiled_binaries.py", json.dumps(SERVED))
+
+
+@pytest.fixture(scope="module")
+def binaries(compiled: dict[str, Any]) -> list[Binary]:
+    """One of every kernel for every architecture."""
+    return [Binary(**facts) for facts in compiled["sampled"]]
 
 
 def test_every_architecture_with_launch_parameters_is_compiled_for():
@@ -62,68 +54,29 @@ def test_no_kernel_spills_or_wants_more_shared_memory_than_there_is(
     assert not [text for text, b in zip(complaints, chosen, strict=True) if b.complaint]
 
 
-RECORDED = """
-import json
-from bench.binaries import Wanted, packages_with_kernels, wanted_binaries
-from bench.units import TARGETS
-
-wanted = [
-    (each.architecture, each.kernel, each.options)
-    for package in packages_with_kernels()
-    for architecture in TARGETS
-    for each in wanted_binaries(package, architecture)
-    if isinstance(each, Wanted)
-]
-print(json.dumps(wanted))
-"""
-
-
-def test_the_recorded_binaries_are_those_of_the_committed_launch_parameters():
+def test_the_recorded_binaries_are_those_of_the_committed_launch_parameters(compiled):
     record = read_record()
     if version("triton") not in record:
         pytest.skip(f"recorded for {', '.join(record)} only")
     recorded = {(b.architecture, b.kernel, b.options) for b in record[version("triton")]}
     # Of a version not every architecture needs to be recorded.
     architectures = {architecture for architecture, *_ in recorded}
-    wanted = {tuple(each) for each in told_by_code(RECORDED) if each[0] in architectures}
+    wanted = {tuple(each) for each in compiled["wanted"] if each[0] in architectures}
     assert recorded == wanted, "run python -m bench resources --record"
 
 
-REMARKS = """
-import json
-from bench.binaries import aot_cases, performance_remarks
-
-(case,) = (
-    each
-    for each in aot_cases("query_attention")
-    if each.name == "one pass, bfloat16, 128, everything seen"
-)
-print(json.dumps(performance_remarks(case.call, "sm_90", "bwd_one_pass_kernel")))
-"""
-
-
-def test_products_of_the_one_pass_on_sm_90_do_not_wait_for_each_other():
+def test_products_of_the_one_pass_on_sm_90_do_not_wait_for_each_other(compiled):
     # They did as long as dQ was the last product of a step.
-    remarks = told_by_code(REMARKS)
     # With 32 keys per step the products of dK and dV are too small for its instructions.
-    (of_64_keys,) = (said for options, said in remarks.items() if "'BLOCK_N': 64" in options)
+    (of_64_keys,) = (
+        said for options, said in compiled["remarks"].items() if "'BLOCK_N': 64" in options
+    )
     assert not [line for line in of_64_keys if "serialized" in line]
 
 
-ASSEMBLY = """
-import json
-from bench.binaries import aot_cases, assembly
-
-(case,) = (
-    each for each in aot_cases("soft_embedding") if each.name == "fused, logits, bfloat16"
-)
-print(json.dumps(assembly(case.call, "sm_90")))
-"""
-
-
-def test_the_fused_soft_write_reads_ahead_in_loads_of_16_bytes_on_sm_90():
+def test_the_fused_soft_write_reads_ahead_in_loads_of_16_bytes_on_sm_90(compiled):
     # It did not read logits so before the compiler knew that steps begin at multiples of 16.
-    product, join = told_by_code(ASSEMBLY)
+    product, join = compiled["assembly"]
     assert "cp.async.cg.shared.global" in product
     assert "ld.global.b16" not in product
     assert "wgmma.mma_async" in product
@@ -139,17 +92,8 @@ def test_parts_served_by_others_run_by_parameters_that_fit_their_shared_memory()
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_kernels_fit_parts_that_run_by_the_parameters_of_sm_80(name):
-    program = (
-        "import json, sys\n"
-        "from dataclasses import asdict\n"
-        "from bench.binaries import wanted_binaries\n"
-        "name, *cases = sys.argv[1:]\n"
-        "wanted = wanted_binaries('query_attention', name, sample=True)\n"
-        "made = [each.compile() for each in wanted if each.case in cases]\n"
-        "print(json.dumps([asdict(binary) for binary in made]))\n"
-    )
-    made = [Binary(**facts) for facts in told_by_code(program, name, *SERVED[name])]
+def test_kernels_fit_parts_that_run_by_the_parameters_of_sm_80(name, compiled):
+    made = [Binary(**facts) for facts in compiled["served"][name]]
     assert {binary.case for binary in made} == set(SERVED[name])
     assert {binary.architecture for binary in made} == {name}
     # Spills there cost time on a part whose tiles are another's; what does not fit does not run.

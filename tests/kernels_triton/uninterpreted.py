@@ -16,9 +16,9 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, **changes}
 
 
-def told_by(script: str) -> Any:
-    """What the ``script`` of this folder prints, as JSON."""
-    return _told_by([str(Path(__file__).with_name(script))])
+def told_by(script: str, *arguments: str) -> Any:
+    """What the ``script`` of this folder prints with these arguments, as JSON."""
+    return _told_by([str(Path(__file__).with_name(script)), *arguments])
 
 
 def told_by_code(code: str, *arguments: str) -> Any:

@@ -127,6 +127,7 @@ def test_two_ranks_share_the_requests_and_give_one_result(tmp_path: Path) -> Non
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    common["OMP_NUM_THREADS"] = "1"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", RANKED, str(tmp_path)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -58,19 +59,32 @@ def by_hand(
         following = min(budget, max(len(p) - (k + 1) * budget, 0))
         due = max(asked, behind + math.floor(count.early * following))
         order = sorted(left, key=lambda i: (entropy[i], i))
+        wrong = {i: 1 - max(p[i]) for i in left if max(p[i]) < count.floor}
+        if count.slack is not None and wrong:
+            close = [i for i in wrong if wrong[i] <= (1 + count.slack) * min(wrong.values())]
+            first = max(close, key=lambda i: (entropy[i], -i))
+            order.sort(key=lambda i: (i in wrong, i != first))
+
+        def cost_beside(j: int, taken: list[int]) -> float:
+            charged = [count.share + (1 - count.share) * cosine(i, j) for i in taken]
+            lower = [min(entropy[i], entropy[j]) for i in taken]
+            return min(entropy[j], sum(a * b for a, b in zip(charged, lower, strict=True)))
+
         taken: list[int] = []
         spent = 0.0
         for j in order:
-            charged = [count.share + (1 - count.share) * cosine(i, j) for i in taken]
-            lower = [min(entropy[i], entropy[j]) for i in taken]
-            ignored = sum(a * b for a, b in zip(charged, lower, strict=True))
-            cost = min(entropy[j], ignored)
+            cost = cost_beside(j, taken)
             joins = max(p[j]) >= count.floor or len(taken) < due
             if not taken or (joins and spent + cost <= count.gamma):
                 taken.append(j)
                 spent += cost
-        rest = [j for j in order if j not in taken]
-        taken += rest[: max(asked - len(taken), 0)]
+        while len(taken) < asked:
+            rest = [j for j in order if j not in taken]
+            if count.fill == "cost":
+                rest.sort(key=lambda j: cost_beside(j, taken))
+            else:
+                rest.sort(key=lambda j: (entropy[j], j))
+            taken.append(rest[0])
         steps.append(sorted(taken))
         left -= set(taken)
     return steps
@@ -114,19 +128,34 @@ def test_a_position_that_does_not_fit_is_passed_over_and_does_not_end_the_step()
     assert revealed(table, OverlapBound(0.1, share=0.0)) == [[0, 2], [1]]
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.02, 0.1, 0.5, 2.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize(("share", "floor"), [(0.0, 0.0), (0.05, 0.4), (1.0, 0.0), (0.3, 0.9)])
 @pytest.mark.parametrize("budget", [1, 3])
-@pytest.mark.parametrize("deadline", [None, Deadline()])
+@pytest.mark.parametrize(
+    ("deadline", "fill", "slack"),
+    [
+        (None, "ranking", None),
+        (Deadline(), "ranking", None),
+        (Deadline(), "cost", None),
+        (None, "cost", 0.3),
+        (Deadline(), "cost", math.inf),
+    ],
+)
 def test_steps_are_those_of_the_rule_carried_out_in_plain_python(
-    gamma: float, share: float, floor: float, budget: int, deadline: Deadline | None
+    gamma: float,
+    share: float,
+    floor: float,
+    budget: int,
+    deadline: Deadline | None,
+    fill: str,
+    slack: float | None,
 ) -> None:
     generator = torch.Generator().manual_seed(5)
     for sharpness in (1.0, 3.0, 8.0):
         table = sharpness * torch.randn(12, 9, generator=generator, dtype=torch.float64)
         table[:, MASK] = -torch.inf
-        for early in (0.0, 0.4, 1.0):
-            count = OverlapBound(gamma, share, floor, early)
+        for early in (0.0, 0.4):
+            count = OverlapBound(gamma, share, floor, early, fill, slack if floor else None)
             steps = revealed(table, count, budget, deadline)
             assert steps == by_hand(table, count, budget, deadline)
 
@@ -148,6 +177,38 @@ def test_what_is_due_is_written_beside_what_it_does_not_compete_with() -> None:
 def test_the_ranking_fills_up_to_the_budget() -> None:
     table = table_of_choices([[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]])
     assert revealed(table, OverlapBound(0.0, share=0.0), budget=2) == [[0, 1], [2, 3], [4]]
+
+
+def test_the_count_fills_up_with_what_ignores_least_if_it_is_asked_to() -> None:
+    # Two rivals and one that competes with neither; nothing fits beside the first.
+    table = table_of_choices([[1, 2], [1, 2], [3, 4, 5]])
+    assert revealed(table, OverlapBound(0.0, share=0.1), budget=2) == [[0, 1], [2]]
+    count = OverlapBound(0.0, share=0.1, fill="cost")
+    assert revealed(table, count, budget=2) == [[0, 2], [1]]
+
+
+def test_nobody_is_asked_to_rank_where_the_count_fills_up_by_itself() -> None:
+    done = generate(
+        FakeDenoiser(table_of_choices([[1, 2]] * 8)),
+        torch.full((8,), MASK),
+        "boe:tolerance=none,sure=none+overlap:fill=cost",
+        budget=TokensPerStep(2),
+    )
+    assert done.total.n_backward == 0
+
+
+def test_with_slack_the_most_open_of_what_is_about_as_likely_wrong_comes_first() -> None:
+    # Wrong with ½, ⅔ and ¾; one position a step.
+    table = table_of_choices([[1, 2], [1, 2, 3], [1, 2, 3, 4]])
+    count = OverlapBound(0.0, floor=0.99)
+    assert revealed(table, count) == [[0], [1], [2]]
+    assert revealed(table, replace(count, slack=0.4)) == [[1], [0], [2]]
+    assert revealed(table, replace(count, slack=math.inf)) == [[2], [1], [0]]
+    # What is sure comes before it, and what is due beside that is it again.
+    table = table_of_choices([[1, 2], [3], [1, 2, 3, 4]])
+    assert revealed(table, replace(count, slack=math.inf, early=0.0)) == [[1], [2], [0]]
+    assert revealed(table, replace(count, slack=math.inf)) == [[1, 2], [0]]
+    assert revealed(table, count) == [[0, 1], [2]]
 
 
 class UnreadablePadding(FakeDenoiser):
@@ -209,8 +270,11 @@ def test_boe_takes_no_gradient_where_the_count_finds_the_whole_budget() -> None:
         ({"floor": 1.5}, r"floor must be in \[0, 1\], got 1.5"),
         ({"floor": math.nan}, r"floor must be in \[0, 1\], got nan"),
         ({"early": 2.0}, r"early must be in \[0, 1\], got 2.0"),
+        ({"fill": "boe"}, "fill must be 'ranking' or 'cost', got 'boe'"),
+        ({"slack": -0.1, "floor": 0.9}, "slack must not be negative, got -0.1"),
+        ({"slack": 0.1}, "slack needs a floor above 0"),
     ],
 )
-def test_options_out_of_range_are_refused_by_name(options: dict[str, float], message: str) -> None:
+def test_options_out_of_range_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OverlapBound(**options)
