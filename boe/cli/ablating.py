@@ -16,7 +16,7 @@ from boe.cli.output import (
     silence_transformers,
 )
 from boe.cli.plans import AblatePlan
-from boe.cli.running import RECORDS, StudyRunner, prepare_directory, run_visibly, task_named
+from boe.cli.running import RECORDS, StudyRunner, run_visibly, task_named
 from boe.evaluate.ablation import (
     Ablation,
     AblationRow,
@@ -27,6 +27,7 @@ from boe.evaluate.ablation import (
 )
 from boe.evaluate.comparison import analyse
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
+from boe.evaluate.files import prepare_directory
 from boe.evaluate.results import write_ablation
 from boe.evaluate.settings import Setting
 from boe.evaluate.tables import p_text, points_between

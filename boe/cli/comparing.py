@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from boe.cli.output import check_json_path, check_parent, console_for, emit_json
-from boe.cli.running import RECORDS, StudyRunner, prepare_directory, run_visibly, task_named
+from boe.cli.running import RECORDS, StudyRunner, run_visibly, task_named
 from boe.evaluate.comparison import Comparison, analyse, curve_name
 from boe.evaluate.equal_cost import Level
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
+from boe.evaluate.files import prepare_directory
 from boe.evaluate.results import write_comparison
 from boe.evaluate.settings import Setting
 from boe.evaluate.study import Study

@@ -18,13 +18,14 @@ from boe.cli.output import (
     silence_transformers,
 )
 from boe.cli.plans import FidelityPlan
-from boe.cli.running import RECORDS, prepare_directory, task_named
+from boe.cli.running import RECORDS, task_named
 from boe.denoisers.base import Denoiser
 from boe.evaluate.fidelity.canvases import decoded_states, masked_text
 from boe.evaluate.fidelity.measuring import measure_fidelity
 from boe.evaluate.fidelity.report import fidelity_table, plot_fidelity, theorem_table
 from boe.evaluate.fidelity.study import Fidelity
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
+from boe.evaluate.files import prepare_directory
 from boe.evaluate.results import write_fidelity
 from boe.evaluate.store import RecordStore
 from boe.evaluate.tables import Table as ResultTable

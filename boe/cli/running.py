@@ -31,13 +31,6 @@ def task_named(name: str, difficulty: str) -> Task:
     return TASKS[name](difficulty)
 
 
-def prepare_directory(path: Path) -> None:
-    """Make an output directory, or find out that it cannot be one."""
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"cannot write to {path}: it is a file")
-    path.mkdir(parents=True, exist_ok=True)
-
-
 def run_visibly(study: Study, task: Task, console: Console, records: Path | None) -> Run:
     """Run a study on its task with a progress bar, from where ``records`` left off."""
     silence_transformers()

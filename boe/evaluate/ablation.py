@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from boe.denoisers.base import Denoiser
@@ -107,6 +107,7 @@ def variants_of(base: str, axes: Sequence[Axis] | None = None) -> list[Variant]:
     """
     strategy = Strategy.of(sampler_from(base))
     policy = strategy.which
+    assert is_dataclass(policy)
     axes = usual_axes(base) if axes is None else axes
     known = {field.name for field in fields(policy)}
     variants = [Variant(RIVAL, rival, rival) for rival in RIVALS]

@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+
+def prepare_directory(path: Path) -> None:
+    """Make a folder for results, or find out before any work is done that it cannot be one.
+
+    Raises:
+        OSError: nothing can be written there; the message names the folder and why.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise NotADirectoryError(f"cannot write to {path}: it is a file") from None
+    except OSError as error:
+        raise type(error)(f"cannot write to {path}: {error.strerror}") from None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from boe.denoisers import UnsupportedModel
+from boe.evaluate.files import prepare_directory
 from boe.lm_eval import MODEL, PROTOCOLS, register
 from boe.lm_eval.costs import failures_in, read_costs, summary_lines
 from boe.lm_eval.settings import EvaluationSettings
@@ -42,6 +43,9 @@ def main() -> None:
             # Before the model and the data are loaded, and without a traceback.
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
     shared_out = settings is not None and settings.tensor_parallel > 1
     leads = os.environ.get("RANK", "0") == "0"
     if settings is not None and shared_out and not leads:
@@ -66,21 +70,26 @@ def main() -> None:
 
 
 def _settings_of(arguments: Namespace) -> EvaluationSettings:
-    """The settings that the model will be built with; puts ``costs`` into the arguments."""
+    """The settings that the model will be built with; puts ``costs`` into the arguments.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit. OSError: results cannot be written.
+    """
     from lm_eval.utils import sanitize_model_name
 
     given = dict(arguments.model_args or {})
+    folder: Path | None = None
     if arguments.device is None and not arguments.config:
         # lm-eval would say cuda:0 where nothing is said.
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if "costs" not in given and arguments.output_path:
+    if arguments.output_path:
         place = Path(arguments.output_path)
         # Where lm-eval puts its results: a name with this ending is a file, another a folder.
         if place.suffix == ".json":
             folder = place.parent
         else:
             folder = place / sanitize_model_name(str(given.get("pretrained")))
-        given["costs"] = str(folder)
+        given.setdefault("costs", str(folder))
         arguments.model_args = given
     further = {
         name: getattr(arguments, name)
@@ -95,6 +104,9 @@ def _settings_of(arguments: Namespace) -> EvaluationSettings:
             "failures=keep needs a place for the records that name them: give --output_path, or "
             "costs=FOLDER"
         )
+    for results in (folder, settings.costs):
+        if results is not None:
+            prepare_directory(Path(results))
     return settings
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ class TextGenerator:
             ValueError: a prompt that holds the mask token or does not fit the model.
         """
         one = isinstance(prompts, str)
-        many = [cast(str, prompts)] if one else list(prompts)
+        many = [prompts] if one else _members("prompts", "a text", prompts, str)
         options = replace(self.options, **changes)
         makers = [
             (text, partial(plain_prompt, self.texts, k, text, options.max_new_tokens))
@@ -111,8 +111,12 @@ class TextGenerator:
             ValueError: no template, an empty chat, a message that holds the mask token, or
                 a chat that does not fit the model.
         """
-        one = not chats or isinstance(chats[0], Mapping)
-        many = cast(Sequence[Sequence[Message]], [chats] if one else chats)
+        held = _members("chats", "a message or a list of messages", chats, Mapping, Sequence)
+        one = not held or isinstance(held[0], Mapping)
+        many = [
+            _members("messages", "a dictionary with role and content", chat, Mapping)
+            for chat in ([held] if one else held)
+        ]
         options = replace(self.options, **changes)
         makers = [
             (
@@ -143,8 +147,9 @@ class TextGenerator:
         Raises:
             ValueError: a text without a gap, or that does not fit the model; ``stop``.
         """
-        one = isinstance(gapped, str) or any(isinstance(part, int) for part in gapped)
-        many = cast(Sequence[Parts], [gapped] if one else gapped)
+        held = _members("gapped", "a text, its pieces or a length", gapped, str, int, Sequence)
+        one = isinstance(gapped, str) or any(isinstance(part, int) for part in held)
+        many: list[Parts] = [cast(Parts, gapped)] if one else held
         options = replace(self.options, **changes)
         if options.stop:
             raise ValueError(f"stop has no meaning where gaps are filled, got {options.stop}")
@@ -199,6 +204,21 @@ class TextGenerator:
                 f"before the text that is asked for; the model takes {longest}: give a shorter "
                 "prompt or fewer max_new_tokens"
             )
+
+
+def _members(name: str, kind: str, given: Any, *types: type) -> list[Any]:
+    """What ``given`` holds.
+
+    Raises:
+        TypeError: it holds nothing, or something of another type.
+    """
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{name} must be {kind} or a sequence of such, got {given!r}")
+    members = list(given)
+    for place, member in enumerate(members):
+        if not isinstance(member, types):
+            raise TypeError(f"{name}[{place}] must be {kind}, got {member!r}")
+    return members
 
 
 @dataclass(frozen=True)

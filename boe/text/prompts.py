@@ -90,6 +90,8 @@ def gapped_prompt(texts: Texts, number: int, parts: Parts) -> Prompt:
                 ids += texts.encode(part)
                 shown += part
                 continue
+            if not isinstance(part, int):
+                raise TypeError(f"pieces must be texts and lengths of gaps, got {part!r}")
             if part < 1:
                 raise ValueError(f"a gap must be at least 1 token long, got {part}")
             ids += [texts.mask_id] * part

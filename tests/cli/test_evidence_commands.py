@@ -338,7 +338,10 @@ def test_plans_of_every_kind_are_read() -> None:
         ({"group": []}, "a plan needs a task"),
         ({"task": "fake", "group": [{"samplers": ["boe"], "speed": 1}]}, "got 'speed'"),
         ({"task": "fake"}, "groups must hold at least one"),
-        ({"kind": "ablate", "task": "fake", "base": "margin"}, "base must be a BoE strategy"),
+        (
+            {"kind": "ablate", "task": "fake", "base": "margin", "vary": {"rho": ["0.1"]}},
+            "margin has options none, not rho",
+        ),
         ({"kind": "fidelity"}, "fidelity needs either a task"),
     ],
 )

@@ -80,6 +80,18 @@ def test_wrong_arguments_end_it_before_anything_is_loaded(
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)
 
 
+def test_results_that_cannot_be_written_end_it_before_anything_is_loaded(
+    command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    given = ("--model", "boe", "--model_args", "pretrained=nowhere", "--tasks", "boe_sudoku4")
+    with pytest.raises(SystemExit) as caught:
+        command(*given, "--output_path", str(taken / "results"))
+    assert caught.value.code == 1
+    assert f"error: cannot write to {taken}/results" in capsys.readouterr().err
+
+
 def test_an_embedded_model_that_does_not_exist_is_named(command) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=r"embedded: and one of .*sudoku4.*, got 'chess'"):
         command(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from boe import BoE, Confidence, Entropy, Margin, Random, Strategy, Tokens, sampler_from, spec_of
@@ -56,6 +58,10 @@ def test_a_specification_names_a_policy_and_its_options(spec: str, sampler: obje
     [
         ("boe+eb:gamma=0.05", Strategy(BoE(), count=EntropyBound(0.05))),
         ("overlap:gamma=0.1,floor=0.5", Strategy(Entropy(), count=OverlapBound(0.1, floor=0.5))),
+        (
+            "overlap:floor=0.9,fill=cost,slack=inf",
+            Strategy(Entropy(), count=OverlapBound(floor=0.9, fill="cost", slack=math.inf)),
+        ),
         (
             "boe:rho=0.5+threshold:value=0.8+remdm-cap",
             Strategy(BoE(rho=0.5), count=Threshold(0.8), remask=RemdmCap()),

@@ -266,6 +266,24 @@ def test_the_number_of_prompts_and_of_their_ids_must_agree() -> None:
         generator().complete("Q", item_ids=[1, 2])
 
 
+@pytest.mark.parametrize(
+    ("call", "given", "message"),
+    [
+        ("complete", 3, "prompts must be a text or a sequence of such, got 3"),
+        ("complete", ["Q", 3], r"prompts\[1\] must be a text, got 3"),
+        ("chat", 3, "chats must be a message or a list of messages or a sequence of such, got 3"),
+        ("chat", ["Q"], r"messages\[0\] must be a dictionary with role and content, got 'Q'"),
+        ("chat", "Q", r"messages\[0\] must be a dictionary with role and content, got 'Q'"),
+        ("infill", 3, "gapped must be a text, its pieces or a length or a sequence of such, got 3"),
+        ("infill", ["Q", None], r"gapped\[1\] must be a text, its pieces or a length, got None"),
+        ("infill", [["Q", 2.5]], "pieces must be texts and lengths of gaps, got 2.5"),
+    ],
+)
+def test_what_is_no_prompt_is_named(call: str, given: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        getattr(generator(("Q", "abcd")), call)(given)
+
+
 def test_the_names_are_public() -> None:
     assert {"TextGenerator", "TextOptions", "Reply", "Failure", "Draft"} <= set(boe.__all__)
 
