@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from boe import defaults
 from boe.cli.output import check_json_path, check_parent, console_for, emit_json
 from boe.cli.running import RECORDS, StudyRunner, run_visibly, task_named
 from boe.evaluate.comparison import Comparison, analyse, curve_name
@@ -169,15 +170,11 @@ def _show_text(console: Console, comparison: Comparison) -> None:
 
 
 def _show_pairs(console: Console, comparison: Comparison) -> None:
-    pairs = [
-        pair
-        for pair in comparison.pairs
-        if pair.first.startswith("boe") != pair.second.startswith("boe")
-    ]
+    pairs = [p for p in comparison.pairs if _is_ours(p.first) != _is_ours(p.second)]
     if not pairs:
         return
     test = "exact McNemar" if len(comparison.study.seeds) == 1 else "exact sign flips"
-    table = Table(title=f"the same items, one by one: BoE against the others ({test})")
+    table = Table(title=f"the same items, one by one: ours against the others ({test})")
     table.add_column("setting", no_wrap=True)
     for name in ("", "right only\nby it", "", "right only\nby it", "points", "p"):
         if name:
@@ -192,7 +189,7 @@ def _show_pairs(console: Console, comparison: Comparison) -> None:
         previous = pair.setting
         sides = [(pair.first, pair.only_first), (pair.second, pair.only_second)]
         gain = pair.accuracy
-        if not pair.first.startswith("boe"):
+        if not _is_ours(pair.first):
             sides.reverse()
             gain = -gain
         (ours, only_ours), (rival, only_rival) = sides
@@ -206,6 +203,10 @@ def _show_pairs(console: Console, comparison: Comparison) -> None:
             p_text(pair.p_value),
         )
     console.print(table)
+
+
+def _is_ours(sampler: str) -> bool:
+    return sampler.startswith("boe") or sampler == defaults.SAMPLER
 
 
 def _show_equal_cost(console: Console, comparison: Comparison) -> None:

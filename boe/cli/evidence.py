@@ -110,7 +110,7 @@ def compare(
 
 def ablate(
     task: TaskName = "sudoku",
-    base: Annotated[str, typer.Option(help="The BoE strategy that is varied.")] = "boe",
+    base: Annotated[str, typer.Option(help="The strategy that is varied.")] = "boe",
     vary: Annotated[
         list[str] | None,
         typer.Option(
@@ -134,7 +134,7 @@ def ablate(
     plot: Plot = None,
     output: Output = None,
 ) -> None:
-    """What each option of BoE contributes: one change at a time, on the same items."""
+    """What each option of a strategy contributes: one change at a time, on the same items."""
     from boe.cli.ablating import run_ablation
     from boe.cli.plans import AblatePlan, axes_of
     from boe.evaluate.study import Group, Study

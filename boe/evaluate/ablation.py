@@ -14,7 +14,7 @@ from boe.evaluate.settings import Setting
 from boe.evaluate.statistics import holm
 from boe.evaluate.stored import with_setting
 from boe.evaluate.study import Cell, Group, Study
-from boe.samplers import Strategy, sampler_from, spec_of
+from boe.samplers import BoE, Strategy, sampler_from, spec_of
 from boe.tasks import Task, TaskItem
 
 SCHEMA = "boe/ablate/1"
@@ -103,13 +103,13 @@ def variants_of(base: str, axes: Sequence[Axis] | None = None) -> list[Variant]:
         axes: by default :func:`usual_axes`.
 
     Raises:
-        ValueError: an axis names no option of the base's policy.
+        ValueError: an axis names no option of BoE, or the base has no BoE.
     """
     strategy = Strategy.of(sampler_from(base))
     policy = strategy.which
     assert is_dataclass(policy)
     axes = usual_axes(base) if axes is None else axes
-    known = {field.name for field in fields(policy)}
+    known = {field.name for field in fields(BoE)} if isinstance(policy, BoE) else set()
     variants = [Variant(RIVAL, rival, rival) for rival in RIVALS]
     for axis in axes:
         for label, changes in axis.changes.items():
@@ -118,7 +118,7 @@ def variants_of(base: str, axes: Sequence[Axis] | None = None) -> list[Variant]:
             unknown = sorted(set(options) - known)
             if unknown:
                 raise ValueError(
-                    f"{policy.name} has options {', '.join(sorted(known)) or 'none'}, "
+                    f"of {policy.name} can be varied: {', '.join(sorted(known) or PARTS)}; "
                     f"not {', '.join(unknown)}"
                 )
             try:

@@ -130,10 +130,14 @@ strategy is made of."""
 
 
 def usual_axes(base: str) -> tuple[Axis, ...]:
-    """All of :data:`AXES` for a BoE strategy, for others those of a strategy's parts."""
-    if isinstance(Strategy.of(sampler_from(base)).which, BoE):
-        return AXES
-    return tuple(axis for axis in AXES if axis.name in PARTS)
+    """Those of :data:`AXES` that can make a difference: for a strategy without BoE its parts."""
+    strategy = Strategy.of(sampler_from(base))
+    axes = AXES
+    if not isinstance(strategy.which, BoE):
+        axes = tuple(axis for axis in axes if axis.name in PARTS)
+    if strategy.count is not None and strategy.count.fills:
+        axes = tuple(axis for axis in axes if axis.name != "which")
+    return axes
 
 
 def custom_axis(name: str, values: Sequence[str]) -> Axis:

@@ -129,6 +129,11 @@ class Count(ABC):
     home: ClassVar[str]
 
     @property
+    def fills(self) -> bool:
+        """Whether it finds the whole budget by itself, so that the ranking has no say."""
+        return False
+
+    @property
     def further(self) -> int:
         """How many positions the sampler adds to the ready ones at least."""
         return 0
@@ -196,11 +201,11 @@ def choose(
         budget = torch.where(revealing, budget + taken.sum(dim=1), 0)
     among = _without_delayed(step, budget)
     free = eligible.sum(dim=1) > budget
-    ready = None if count is None else count.ready(step)
     ranked = free if remask is None else free & (budget > 0)
     asked = step
     if among is not eligible or budget is not step.budget:
         asked = replace(step, eligible=among, budget=budget)
+    ready = None if count is None else count.ready(asked)
     fill = budget
     if count is not None and ready is not None:
         ready = ready & among if step.delayed is None else ready & among & ~step.delayed

@@ -87,6 +87,10 @@ class OverlapBound(Count):
     def __repr__(self) -> str:
         return repr_of(self, ("fill", "slack"))
 
+    @property
+    def fills(self) -> bool:
+        return self.fill == "cost"
+
     def ready(self, step: Step) -> Tensor | None:
         entropy = step.stats.entropy.double()
         free = step.eligible if step.delayed is None else step.eligible & ~step.delayed
@@ -113,8 +117,9 @@ class OverlapBound(Count):
             number = number + fits
             spent = spent + torch.where(fits, cost, 0.0)
             ignored = ignored + torch.where(fits.unsqueeze(1), shared[:, place], 0.0)
-        if self.fill == "cost":
-            taken = self._filled(step, taken, offered, shared, entropy)
+        if self.fills:
+            short = torch.minimum(step.budget, offered.sum(dim=1)) - number
+            taken = _filled(taken, offered, short, entropy, shared, ignored)
         return torch.zeros_like(step.eligible).scatter(1, order, taken)
 
     def _precedence(self, step: Step, entropy: Tensor, free: Tensor) -> Tensor:
@@ -127,25 +132,8 @@ class OverlapBound(Count):
         close = unsure & (wrong <= (1.0 + self.slack) * wrong.amin(dim=1, keepdim=True))
         first = top_positions(entropy, close, torch.ones_like(step.budget))
         # The sure ones, the first of the others, the rest.
-        above = 1.0 + entropy.amax(dim=1, keepdim=True)
+        above = 1.0 + entropy.masked_fill(~free, 0.0).amax(dim=1, keepdim=True)
         return torch.where(sure, 2.0 * above - entropy, torch.where(first, above, -entropy))
-
-    def _filled(
-        self, step: Step, taken: Tensor, offered: Tensor, shared: Tensor, entropy: Tensor
-    ) -> Tensor:
-        """``taken`` and, up to the budget, what ignores least of it, (B, P) as ``offered``."""
-        short = step.budget - taken.sum(dim=1)
-        ignored = (shared * taken.unsqueeze(2)).sum(dim=1)
-        # One position at least is taken already.
-        for _ in range(max((clock.change for clock in step.clocks), default=0) - 1):
-            cost = torch.minimum(entropy, ignored).masked_fill(taken | ~offered, torch.inf)
-            cheapest = cost.argmin(dim=1, keepdim=True)
-            joins = (short > 0).unsqueeze(1) & cost.gather(1, cheapest).isfinite()
-            taken = taken | torch.zeros_like(taken).scatter(1, cheapest, joins)
-            added = shared.gather(1, cheapest.unsqueeze(2).expand(-1, -1, shared.shape[2]))
-            ignored = ignored + torch.where(joins, added.squeeze(1), 0.0)
-            short = short - joins.squeeze(1).long()
-        return taken
 
     def _shared_information(self, logits: Tensor, order: Tensor, entropy: Tensor) -> Tensor:
         """What each pair of slots is charged, float64 (B, P, P) in ``order``, nats.
@@ -164,3 +152,18 @@ class OverlapBound(Count):
             cosines.append(p @ p.mT)
         share = self.share + (1.0 - self.share) * torch.cat(cosines).double()
         return share * torch.minimum(entropy.unsqueeze(1), entropy.unsqueeze(2))
+
+
+def _filled(
+    taken: Tensor, offered: Tensor, short: Tensor, entropy: Tensor, shared: Tensor, ignored: Tensor
+) -> Tensor:
+    """``taken`` (B, P) and, one after the other, ``short`` (B,) more that ignore least of it."""
+    for _ in range(int(short.amax())):
+        cost = torch.minimum(entropy, ignored).masked_fill(taken | ~offered, torch.inf)
+        cheapest = cost.argmin(dim=1, keepdim=True)
+        joins = (short > 0).unsqueeze(1)
+        taken = taken | torch.zeros_like(taken).scatter(1, cheapest, joins)
+        added = shared.gather(1, cheapest.unsqueeze(2).expand(-1, -1, shared.shape[2]))
+        ignored = ignored + torch.where(joins, added.squeeze(1), 0.0)
+        short = short - 1
+    return taken

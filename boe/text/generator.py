@@ -111,11 +111,11 @@ class TextGenerator:
             ValueError: no template, an empty chat, a message that holds the mask token, or
                 a chat that does not fit the model.
         """
-        held = _members("chats", "a message or a list of messages", chats, Mapping, Sequence)
+        held = _members("chats", "a message or a chat", chats, Mapping, list, tuple)
         one = not held or isinstance(held[0], Mapping)
         many = [
-            _members("messages", "a dictionary with role and content", chat, Mapping)
-            for chat in ([held] if one else held)
+            _members(f"chats[{k}]", "a dictionary with role and content", chat, Mapping)
+            for k, chat in enumerate([held] if one else held)
         ]
         options = replace(self.options, **changes)
         makers = [
@@ -147,7 +147,13 @@ class TextGenerator:
         Raises:
             ValueError: a text without a gap, or that does not fit the model; ``stop``.
         """
-        held = _members("gapped", "a text, its pieces or a length", gapped, str, int, Sequence)
+        held = (
+            []
+            if isinstance(gapped, str)
+            else _members(
+                "gapped", "a text, a length or a list of them", gapped, str, int, list, tuple
+            )
+        )
         one = isinstance(gapped, str) or any(isinstance(part, int) for part in held)
         many: list[Parts] = [cast(Parts, gapped)] if one else held
         options = replace(self.options, **changes)
@@ -210,10 +216,10 @@ def _members(name: str, kind: str, given: Any, *types: type) -> list[Any]:
     """What ``given`` holds.
 
     Raises:
-        TypeError: it holds nothing, or something of another type.
+        TypeError: it is no sequence, or holds something of another type.
     """
-    if not isinstance(given, Iterable):
-        raise TypeError(f"{name} must be {kind} or a sequence of such, got {given!r}")
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} must be a sequence of which each is {kind}, got {given!r}")
     members = list(given)
     for place, member in enumerate(members):
         if not isinstance(member, types):

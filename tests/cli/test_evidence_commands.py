@@ -340,7 +340,7 @@ def test_plans_of_every_kind_are_read() -> None:
         ({"task": "fake"}, "groups must hold at least one"),
         (
             {"kind": "ablate", "task": "fake", "base": "margin", "vary": {"rho": ["0.1"]}},
-            "margin has options none, not rho",
+            "of margin can be varied: which, .*; not rho",
         ),
         ({"kind": "fidelity"}, "fidelity needs either a task"),
     ],

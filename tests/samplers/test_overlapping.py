@@ -154,7 +154,7 @@ def test_steps_are_those_of_the_rule_carried_out_in_plain_python(
     for sharpness in (1.0, 3.0, 8.0):
         table = sharpness * torch.randn(12, 9, generator=generator, dtype=torch.float64)
         table[:, MASK] = -torch.inf
-        for early in (0.0, 0.4):
+        for early in (0.4, 1.0):
             count = OverlapBound(gamma, share, floor, early, fill, slack if floor else None)
             steps = revealed(table, count, budget, deadline)
             assert steps == by_hand(table, count, budget, deadline)
@@ -230,6 +230,33 @@ def test_a_sequence_counts_the_same_in_a_batch_whose_padding_holds_anything() ->
     for canvas, item in zip(canvases, together.items, strict=True):
         alone = generate(denoiser, canvas, "overlap:gamma=0.8").items[0]
         assert alone.account.nfe_forward == item.account.nfe_forward
+
+
+@pytest.mark.parametrize(
+    "count", ["gamma=0,share=0.1,fill=cost", "gamma=0,floor=0.99,early=0,slack=inf,fill=cost"]
+)
+def test_padding_decides_neither_what_fills_up_nor_what_comes_first(count: str) -> None:
+    choices = [[1, 2, 3, 4], [3], [1, 2], [1, 2], [5], [4, 5, 6]]
+    denoiser = UnreadablePadding(table_of_choices(choices))
+    canvases = [torch.full((length,), MASK) for length in (3, 6)]
+
+    def steps(canvas: Tensor | list[Tensor]) -> list[list[list[int]]]:
+        done = generate(
+            denoiser, canvas, f"overlap:{count}", budget=TokensPerStep(2), trajectory=True
+        )
+        return [[r.revealed.tolist() for r in item.trajectory] for item in done.items]
+
+    assert steps(canvases) == [steps(canvas)[0] for canvas in canvases]
+
+
+def test_a_budget_that_remasking_raises_is_filled_up_too() -> None:
+    done = generate(
+        FakeDenoiser(table_of_choices([[1, 2]] * 40)),
+        torch.full((40,), MASK),
+        "boe:tolerance=none,sure=none+overlap:fill=cost+remdm-cap:eta=0.2",
+        budget=TokensPerStep(4),
+    )
+    assert done.total.n_backward == 0
 
 
 def test_a_large_batch_is_counted_part_by_part_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,13 +269,15 @@ def test_the_number_of_prompts_and_of_their_ids_must_agree() -> None:
 @pytest.mark.parametrize(
     ("call", "given", "message"),
     [
-        ("complete", 3, "prompts must be a text or a sequence of such, got 3"),
+        ("complete", 3, "prompts must be a sequence of which each is a text, got 3"),
         ("complete", ["Q", 3], r"prompts\[1\] must be a text, got 3"),
-        ("chat", 3, "chats must be a message or a list of messages or a sequence of such, got 3"),
-        ("chat", ["Q"], r"messages\[0\] must be a dictionary with role and content, got 'Q'"),
-        ("chat", "Q", r"messages\[0\] must be a dictionary with role and content, got 'Q'"),
-        ("infill", 3, "gapped must be a text, its pieces or a length or a sequence of such, got 3"),
-        ("infill", ["Q", None], r"gapped\[1\] must be a text, its pieces or a length, got None"),
+        ("chat", 3, "chats must be a sequence of which each is a message or a chat, got 3"),
+        ("chat", {"role": "user"}, "chats must be a sequence of which each is a message or a"),
+        ("chat", "Q", "chats must be a sequence of which each is a message or a chat, got 'Q'"),
+        ("chat", ["Q"], r"chats\[0\] must be a message or a chat, got 'Q'"),
+        ("chat", [[], ["Q"]], r"chats\[1\]\[0\] must be a dictionary with role and .*, got 'Q'"),
+        ("infill", 3, "gapped must be a sequence of which each is a text, a length .*, got 3"),
+        ("infill", ["Q", None], r"gapped\[1\] must be a text, a length or a list.*, got None"),
         ("infill", [["Q", 2.5]], "pieces must be texts and lengths of gaps, got 2.5"),
     ],
 )
