@@ -199,16 +199,20 @@ def choose(
     if taken is not None:
         revealing = torch.tensor([c.change > 0 for c in step.clocks], device=budget.device)
         budget = torch.where(revealing, budget + taken.sum(dim=1), 0)
-    among = _without_delayed(step, budget)
+    early = eligible if step.delayed is None else eligible & ~step.delayed
+    among = _early_where_enough(eligible, early, budget)
     free = eligible.sum(dim=1) > budget
     ranked = free if remask is None else free & (budget > 0)
     asked = step
     if among is not eligible or budget is not step.budget:
         asked = replace(step, eligible=among, budget=budget)
-    ready = None if count is None else count.ready(asked)
+    ready = None
+    if count is not None:
+        # What waits uses up no part of a count.
+        ready = count.ready(asked if early is among else replace(asked, eligible=early))
     fill = budget
     if count is not None and ready is not None:
-        ready = ready & among if step.delayed is None else ready & among & ~step.delayed
+        ready = ready & early
         found = ready.sum(dim=1)
         enough = count.enough(found, budget) & (budget > 0)
         if taken is not None:
@@ -224,7 +228,6 @@ def choose(
     values = torch.where(ranked.unsqueeze(1), scores.values, step.stats.top1)
     if among is not eligible:
         # Where too few others are left, all of them go before the delayed ones.
-        early = eligible if step.delayed is None else eligible & ~step.delayed
         scarce = early.sum(dim=1) < budget
         values = values.masked_fill(early & scarce.unsqueeze(1), torch.inf)
     number = budget
@@ -253,10 +256,9 @@ def _taken_back(step: Step, remask: Remask) -> Tensor:
     return picked & (picked.cumsum(dim=1) <= spare)
 
 
-def _without_delayed(step: Step, budget: Tensor) -> Tensor:
-    """Eligible positions less the delayed ones, in rows where enough others are left."""
-    if step.delayed is None:
-        return step.eligible
-    early = step.eligible & ~step.delayed
+def _early_where_enough(eligible: Tensor, early: Tensor, budget: Tensor) -> Tensor:
+    """The ``early`` ones of ``eligible`` (B, P), in rows where enough of them are left."""
+    if early is eligible:
+        return eligible
     suffices = (early.sum(dim=1) >= budget) & early.any(dim=1)
-    return torch.where(suffices.unsqueeze(1), early, step.eligible)
+    return torch.where(suffices.unsqueeze(1), early, eligible)

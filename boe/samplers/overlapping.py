@@ -93,11 +93,11 @@ class OverlapBound(Count):
 
     def ready(self, step: Step) -> Tensor | None:
         entropy = step.stats.entropy.double()
-        free = step.eligible if step.delayed is None else step.eligible & ~step.delayed
-        # These positions come first, and no row has more of them.
+        # Eligible positions come first, and no row has more of them.
         longest = max((clock.left for clock in step.clocks), default=0)
-        order = ranked_order(self._precedence(step, entropy, free), free)[:, : max(longest, 1)]
-        offered = free.gather(1, order)
+        order = ranked_order(self._precedence(step, entropy), step.eligible)
+        order = order[:, : max(longest, 1)]
+        offered = step.eligible.gather(1, order)
         sure = step.proposal_probability.gather(1, order) >= self.floor
         entropy = entropy.gather(1, order).masked_fill(~offered, 0.0)
         shared = self._shared_information(step.prediction.logits, order, entropy)
@@ -122,17 +122,17 @@ class OverlapBound(Count):
             taken = _filled(taken, offered, short, entropy, shared, ignored)
         return torch.zeros_like(step.eligible).scatter(1, order, taken)
 
-    def _precedence(self, step: Step, entropy: Tensor, free: Tensor) -> Tensor:
+    def _precedence(self, step: Step, entropy: Tensor) -> Tensor:
         """In which order positions are gone through, from the largest down, (B, P)."""
         if self.slack is None:
             return -entropy
         sure = step.proposal_probability >= self.floor
-        unsure = free & ~sure
+        unsure = step.eligible & ~sure
         wrong = (1.0 - step.proposal_probability.double()).masked_fill(~unsure, torch.inf)
         close = unsure & (wrong <= (1.0 + self.slack) * wrong.amin(dim=1, keepdim=True))
         first = top_positions(entropy, close, torch.ones_like(step.budget))
         # The sure ones, the first of the others, the rest.
-        above = 1.0 + entropy.masked_fill(~free, 0.0).amax(dim=1, keepdim=True)
+        above = 1.0 + entropy.masked_fill(~step.eligible, 0.0).amax(dim=1, keepdim=True)
         return torch.where(sure, 2.0 * above - entropy, torch.where(first, above, -entropy))
 
     def _shared_information(self, logits: Tensor, order: Tensor, entropy: Tensor) -> Tensor:

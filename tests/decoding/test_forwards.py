@@ -158,6 +158,7 @@ def test_with_several_a_step_delayed_positions_only_fill_up_by_rank() -> None:
 
 def test_adaptive_counts_pass_delayed_positions_over() -> None:
     assert order("threshold:value=0.65") == [[3, 4], [2], [6], [1], [0], [5]]
+    assert order("factor") == [[3, 4], [2], [6], [1], [0], [5]]
     assert order("eb:gamma=100") == [[1, 2, 3, 4, 6], [0, 5]]
     # Of the budget of two and what is due early, none is used up by what waits.
     three = order("overlap:gamma=100,floor=0.99,early=0.5", budget=TokensPerStep(2))

@@ -187,12 +187,14 @@ def test_the_count_fills_up_with_what_ignores_least_if_it_is_asked_to() -> None:
     assert revealed(table, count, budget=2) == [[0, 2], [1]]
 
 
-def test_nobody_is_asked_to_rank_where_the_count_fills_up_by_itself() -> None:
+@pytest.mark.parametrize("remask", ["", "+remdm-cap:eta=0.2"])
+def test_nobody_is_asked_to_rank_where_the_count_fills_up_by_itself(remask: str) -> None:
+    # Remasking raises the budget by what it takes back.
     done = generate(
-        FakeDenoiser(table_of_choices([[1, 2]] * 8)),
-        torch.full((8,), MASK),
-        "boe:tolerance=none,sure=none+overlap:fill=cost",
-        budget=TokensPerStep(2),
+        FakeDenoiser(table_of_choices([[1, 2]] * 40)),
+        torch.full((40,), MASK),
+        f"boe:tolerance=none,sure=none+overlap:fill=cost{remask}",
+        budget=TokensPerStep(4),
     )
     assert done.total.n_backward == 0
 
@@ -247,16 +249,6 @@ def test_padding_decides_neither_what_fills_up_nor_what_comes_first(count: str) 
         return [[r.revealed.tolist() for r in item.trajectory] for item in done.items]
 
     assert steps(canvases) == [steps(canvas)[0] for canvas in canvases]
-
-
-def test_a_budget_that_remasking_raises_is_filled_up_too() -> None:
-    done = generate(
-        FakeDenoiser(table_of_choices([[1, 2]] * 40)),
-        torch.full((40,), MASK),
-        "boe:tolerance=none,sure=none+overlap:fill=cost+remdm-cap:eta=0.2",
-        budget=TokensPerStep(4),
-    )
-    assert done.total.n_backward == 0
 
 
 def test_a_large_batch_is_counted_part_by_part_alike(monkeypatch: pytest.MonkeyPatch) -> None:
