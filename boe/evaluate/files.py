@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Folders that can be written to, and files that are written whole or not at all."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -41,11 +42,9 @@ def main() -> None:
             settings = _settings_of(arguments)
         except (ValueError, TypeError) as error:
             # Before the model and the data are loaded, and without a traceback.
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _end(error, 2)
         except OSError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+            _end(error, 1)
     shared_out = settings is not None and settings.tensor_parallel > 1
     leads = os.environ.get("RANK", "0") == "0"
     if settings is not None and shared_out and not leads:
@@ -57,8 +56,7 @@ def main() -> None:
         harness.execute(arguments)
     except (OSError, UnsupportedModel) as error:
         # A checkpoint, data or a folder of results that cannot be used.
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _end(error, 1)
     if shared_out:
         from boe.scaling.rank_group import RankGroup
 
@@ -67,6 +65,11 @@ def main() -> None:
         print("\n".join(summary_lines(settings.costs, settings.fingerprint)))
         if failures_in(read_costs(settings.costs, settings.fingerprint)):
             raise SystemExit(1)
+
+
+def _end(error: Exception, status: int) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(status) from None
 
 
 def _settings_of(arguments: Namespace) -> EvaluationSettings:
@@ -104,9 +107,8 @@ def _settings_of(arguments: Namespace) -> EvaluationSettings:
             "failures=keep needs a place for the records that name them: give --output_path, or "
             "costs=FOLDER"
         )
-    for results in (folder, settings.costs):
-        if results is not None:
-            prepare_directory(Path(results))
+    for results in {Path(place) for place in (folder, settings.costs) if place is not None}:
+        prepare_directory(results)
     return settings
 
 

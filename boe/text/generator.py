@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from boe.decoding import Item, generate
 from boe.denoisers.loading import LoadedModel, load_model
@@ -147,15 +147,13 @@ class TextGenerator:
         Raises:
             ValueError: a text without a gap, or that does not fit the model; ``stop``.
         """
-        held = (
-            []
-            if isinstance(gapped, str)
-            else _members(
-                "gapped", "a text, a length or a list of them", gapped, str, int, list, tuple
-            )
-        )
-        one = isinstance(gapped, str) or any(isinstance(part, int) for part in held)
-        many: list[Parts] = [cast(Parts, gapped)] if one else held
+        one = isinstance(gapped, str)
+        many: list[Any] = [gapped]
+        if not one:
+            kind = "a text, a length or a list of them"
+            held = _members("gapped", kind, gapped, str, int, list, tuple)
+            one = any(isinstance(part, int) for part in held)
+            many = [held] if one else held
         options = replace(self.options, **changes)
         if options.stop:
             raise ValueError(f"stop has no meaning where gaps are filled, got {options.stop}")
