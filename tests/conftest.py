@@ -5,6 +5,7 @@ Being here, this file also makes the modules beside it (``tiny_models`` …) imp
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -30,25 +31,22 @@ def pytest_configure() -> None:
     """Makes Triton's interpreter quicker and, where it is wrong, right."""
     if find_spec("triton") is None or os.environ["TRITON_INTERPRET"] != "1":
         return
-    _patch_the_language_once_per_launch()
+    from quick_interpreter import make_quick
+
+    make_quick()
     if Version(version("triton")) < Version("3.8"):
         _repair_the_interpreter()
 
 
-def _patch_the_language_once_per_launch() -> None:
-    """It would look through all of it at every call of a device function, most of its time."""
-    import triton.language as tl
-    from triton.runtime import interpreter
+def pytest_collection_finish() -> None:
+    """What the tests import lives to the end: no search for garbage need go through it again."""
+    gc.collect()
+    gc.freeze()
 
-    patch_lang = interpreter._patch_lang
 
-    def where_needed(function: Any) -> Any:
-        languages = [x for x in function.__globals__.values() if x is tl or x is tl.core]
-        if languages and not any(tl.core.is_builtin(language.load) for language in languages):
-            return interpreter._LangPatchScope()
-        return patch_lang(function)
-
-    interpreter._patch_lang = where_needed
+def pytest_unconfigure() -> None:
+    """Modules that count what is left of them at the end of the process would complain."""
+    gc.unfreeze()
 
 
 def _repair_the_interpreter() -> None:
