@@ -13,7 +13,7 @@ import torch
 from published_checkpoints import MASK, WORDS, Published, load_published
 from torch import Tensor
 
-from boe.decoding import Generation
+from boe.decoding import Generation, Item
 
 
 @cache
@@ -55,3 +55,14 @@ def assert_equal(ours: Generation, theirs: Generation) -> None:
         for one, two in zip(mine.trajectory or [], other.trajectory or [], strict=True):
             assert torch.equal(one.entropy, two.entropy)
             assert torch.equal(one.scores, two.scores)
+
+
+def steps_of(item: Item) -> list[tuple[dict[int, int], list[int]]]:
+    """What each step wrote, and what it took back."""
+    return [
+        (
+            dict(zip(record.revealed.tolist(), record.tokens.tolist(), strict=True)),
+            record.remasked.tolist(),
+        )
+        for record in item.trajectory or []
+    ]

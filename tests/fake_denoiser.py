@@ -1,10 +1,14 @@
 """Denoisers with which everything can be done by hand.
 
 :class:`FakeDenoiser`'s predictions and influences are a table, whatever the canvas holds;
-:class:`JointDenoiser`'s are the exact conditionals of a joint distribution.
+:class:`JointDenoiser`'s are the exact conditionals of a joint distribution,
+:class:`ContextDenoiser`'s what a function tells from the canvas.
+:class:`Cramped` makes any other one run out of memory.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -113,6 +117,44 @@ class JointDenoiser(FakeDenoiser):
         logits = self.conditionals(canvas.ids).log()
         at = positions.clamp_min(0).unsqueeze(-1).expand(-1, -1, logits.shape[-1])
         return Prediction(canvas, logits.gather(1, at), positions, keep)
+
+
+class ContextDenoiser(FakeDenoiser):
+    """Logits by position that ``tells`` from everything that the canvas holds."""
+
+    def __init__(self, length: int, tells: Callable[[list[int]], list[dict[int, float]]]) -> None:
+        super().__init__(torch.zeros(length, 10, dtype=torch.float64))
+        self.tells = tells
+
+    def predict(self, canvas: Canvas, positions: Tensor, keep: str = "nothing") -> Prediction:
+        self.canvases.append(Canvas(canvas.ids.clone(), canvas.lengths))
+        p = torch.zeros(*positions.shape, 10, dtype=torch.float64)
+        for row, (ids, length) in enumerate(zip(canvas.ids.tolist(), canvas.lengths, strict=True)):
+            told = self.tells(ids[:length])
+            for slot, position in enumerate(positions[row].tolist()):
+                for token, share in told[max(position, 0)].items():
+                    p[row, slot, token] = share
+        return Prediction(canvas, p.log(), positions, keep)
+
+
+class Cramped:
+    """Makes a denoiser run out of memory as soon as a call has more rows than fit."""
+
+    def __init__(self, denoiser: Denoiser, rows: int, *methods: str) -> None:
+        self.sizes: list[int] = []
+        for name in methods:
+            setattr(denoiser, name, self._limited(getattr(denoiser, name), rows))
+
+    def _limited(self, method: Callable, rows: int) -> Callable:
+        def limited(first, *rest: object):
+            canvases = [each for each in (first, *rest) if isinstance(each, Canvas)]
+            canvas = canvases[0] if canvases else first.canvas
+            self.sizes.append(canvas.batch)
+            if canvas.batch > rows:
+                raise torch.OutOfMemoryError("no memory")
+            return method(first, *rest)
+
+        return limited
 
 
 def table_of(confidences: list[float], vocabulary: int = 6) -> Tensor:

@@ -115,7 +115,8 @@ def ablate(
         list[str] | None,
         typer.Option(
             help="option=value,value … instead of the usual axes; may be repeated. Beside BoE's "
-            "options: which, count, deadline, cache, remask, tokens, verifier, backtrack."
+            "options: which, count, deadline, cache, remask, tokens, verifier, backtrack, "
+            "proofread."
         ),
     ] = None,
     tokens_per_step: TokensPerStep = None,

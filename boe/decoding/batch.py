@@ -95,7 +95,12 @@ def view_of(
     slots = positions >= 0
     if any(looks):
         slots = slots & masked.gather(1, positions.clamp_min(0))
-    return View(clocks, looks, positions, slots, slots & (positions < end), observed, due)
+    ends = [
+        clock.end if row.until is None else row.until
+        for clock, row in zip(clocks, live, strict=True)
+    ]
+    eligible = slots & (positions < column(ends, device))
+    return View(clocks, looks, positions, slots, eligible, observed, due)
 
 
 def ready_row(prediction: Prediction, row: int, slots: Tensor) -> Ready:

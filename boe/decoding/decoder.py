@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,16 +16,34 @@ from boe.decoding.batch import BatchState, column, gather, ready_row, view_of
 from boe.decoding.draws import Draws
 from boe.decoding.forwards import Forwards
 from boe.decoding.predicting import Predicted, predict
+from boe.decoding.proofreading import ReadingRoom, read_again, seen_lengths, to_read
 from boe.decoding.recording import record_of
 from boe.decoding.records import Item
 from boe.decoding.rows import Row
 from boe.decoding.setbacks import Failures, Room, UnusableLogits, alone
 from boe.decoding.stopping import beyond_end, end_by_caller, stopped_at
 from boe.samplers.caching import KVCache
+from boe.samplers.proofreading import Proofread
 from boe.samplers.step import Move, Step, StepCost
 from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens, propose
 from boe_kernels import EntropyStats
+
+
+class Written(NamedTuple):
+    """What the host knows of the rows after a step, one entry for each.
+
+    Attributes:
+        changed: whether the step wrote anything, or took anything back.
+        left: masks left in the current block.
+        ends: where the row ends now, if it does.
+        prefixes: how many ids stand before its first mask, where that is asked for.
+    """
+
+    changed: list[bool]
+    left: list[int]
+    ends: list[int | None]
+    prefixes: list[int]
 
 
 @dataclass(frozen=True)
@@ -41,7 +60,7 @@ class Decoder:
         weighs: whether rows add up the log-probabilities of what they reveal.
         cache: which keys and values are kept from step to step.
         failures: whether a sequence that fails ends the decode ("raise"), or only itself.
-        room: how many rows fit into memory.
+        room: how many rows fit into memory, and reading_room: where they are proofread.
     """
 
     forwards: Forwards
@@ -56,6 +75,7 @@ class Decoder:
     cache: KVCache = field(default_factory=KVCache)
     failures: Failures = "raise"
     room: Room = field(default_factory=Room)
+    reading_room: ReadingRoom = field(default_factory=ReadingRoom)
 
     def run(self, rows: Sequence[Row], pause: Callable[[Row], bool] = lambda row: False) -> None:
         """Decode the rows until each is done or, after a step, ``pause`` holds.
@@ -91,10 +111,12 @@ class Decoder:
                 state.kept = cost.kept
                 if verdict is not None:
                     move = go_back(live, state, step, move, verdict)
-                changed = self._write(live, state, step, move)
+                written = self._write(live, state, step, move)
+                move, taken_back = self._proofread(live, state, move, written)
+                self._advance(live, written, taken_back)
                 seconds = (time.perf_counter() - began) / len(live)
                 self._charge(live, state.canvas, cost, move.scores.cost, seconds)
-                self._tell(live, state, step, move, changed)
+                self._tell(live, state, step, move, written.changed)
                 # What the prediction kept must not be held through the next one.
                 del step, move, verdict
                 staying = [k for k, row in enumerate(live) if not (row.done or pause(row))]
@@ -230,8 +252,8 @@ class Decoder:
         behind = beyond_end(state.canvas, state.given, self.stop)
         return behind.gather(1, positions.clamp_min(0))
 
-    def _write(self, live: list[Row], state: BatchState, step: Step, move: Move) -> list[bool]:
-        """Write the move into the canvas and note what is left; which rows changed."""
+    def _write(self, live: list[Row], state: BatchState, step: Step, move: Move) -> Written:
+        """Write the move into the canvas; what the host must know of it."""
         canvas, device = state.canvas, state.canvas.ids.device
         changed = move.reveal.any(dim=1) | column([r.corrects for r in live], device).squeeze(1)
         canvas.ids.copy_(step.written(canvas.ids, move.reveal, move.tokens))
@@ -255,24 +277,100 @@ class Decoder:
         facts = torch.stack(news, dim=1)
         if self.stop_when is not None:
             facts = torch.cat((facts, canvas.ids), dim=1)
+        written = Written([], [], [], [])
         # One wait for the device per step, for all that the host must know.
-        known = facts.tolist()
-        for k, (row, (now_left, _, *others)) in enumerate(zip(live, known, strict=True)):
-            try:
-                if row.returned is None or row.corrects:
-                    row.advance(now_left)
-            except RuntimeError as error:
-                self._fail(row, error)
-            ends = [others.pop(0)] if self.stop else []
+        for k, (now_left, differs, *others) in enumerate(facts.tolist()):
+            found = [others.pop(0)] if self.stop else []
             prefix = others.pop(0) if self.on_step is not None else 0
             ids = others[: canvas.lengths[k]]
-            ends.append(end_by_caller(self.stop_when, row.number, ids, self.mask_id))
-            found = [end for end in ends if end >= 0]
-            if found:
-                row.blocks = []
-                row.item.end = min(found)
-            row.item.final = self._final(row, min(prefix, canvas.lengths[k]))
-        return [bool(fact[1]) for fact in known]
+            found.append(end_by_caller(self.stop_when, live[k].number, ids, self.mask_id))
+            written.changed.append(bool(differs))
+            written.left.append(now_left)
+            written.ends.append(min((end for end in found if end >= 0), default=None))
+            written.prefixes.append(min(prefix, canvas.lengths[k]))
+        return written
+
+    def _advance(self, live: list[Row], written: Written, taken_back: list[int]) -> None:
+        """Note where the rows stand after a step, and after what proofreading took back."""
+        for k, row in enumerate(live):
+            end = written.ends[k]
+            if taken_back[k]:
+                row.reopen(taken_back[k], written.left[k], end)
+            elif not row.done:
+                try:
+                    if row.returned is None or row.corrects:
+                        row.advance(written.left[k])
+                except RuntimeError as error:
+                    self._fail(row, error)
+                if end is not None:
+                    row.blocks = []
+                    row.item.end = end
+            row.item.final = self._final(row, written.prefixes[k])
+
+    def _proofread(
+        self, live: list[Row], state: BatchState, move: Move, written: Written
+    ) -> tuple[Move, list[int]]:
+        """The move with what is taken back of blocks that are written now, and how much."""
+        proofread, nothing = self.strategy.proofread, [0] * len(live)
+        if proofread is None:
+            return move, nothing
+        due = to_read(proofread, live, state.canvas, written.left, written.ends)
+        if not due:
+            return move, nothing
+        for k, tokens in due.items():
+            live[k].note_reading(tokens)
+        taken, waiting = torch.zeros_like(state.given), list(due)
+        while waiting:
+            part = [waiting[k] for k in self.reading_room.rows.parts(len(waiting))[0]]
+            at_once = self.reading_room.at_once(sum(len(due[k]) for k in part), state.canvas.length)
+            failed, full = dict[int, Exception](), False
+            try:
+                self._read(proofread, live, state, part, written.ends, at_once, taken)
+            except torch.OutOfMemoryError as error:
+                full = len(part) > 1 or at_once > 1
+                if not full:
+                    error.add_note(alone(live[part[0]].number, state.canvas.length))
+                    failed[part[0]] = error
+            except UnusableLogits as error:
+                failed = {part[k]: ValueError(text) for k, text in error.messages.items()}
+            # Only now: an error would keep what did not fit.
+            if full:
+                self.reading_room.shrink(len(part), at_once)
+                continue
+            for k, failure in failed.items():
+                self._fail(live[k], failure)
+            # Beside those that failed the others have not been read.
+            waiting = [k for k in waiting if k not in (failed or part)]
+        state.canvas.ids.masked_fill_(taken, self.mask_id)
+        remask = taken if move.remask is None else taken | move.remask
+        return replace(move, remask=remask, ready=None), taken.sum(dim=1).tolist()
+
+    def _read(
+        self,
+        proofread: Proofread,
+        live: list[Row],
+        state: BatchState,
+        part: list[int],
+        ends: list[int | None],
+        at_once: int,
+        taken: Tensor,
+    ) -> None:
+        """Read the blocks of some rows, and mark what is doubted of them in ``taken``."""
+        rows, whole = [live[k] for k in part], state.canvas.select(part)
+        lengths = seen_lengths(whole, rows, self.forwards.denoiser.facts)
+        canvas = Canvas(whole.ids[:, : max(lengths)], lengths)
+        given = state.given[part, : canvas.length]
+        reading = read_again(
+            self.forwards, proofread, rows, canvas, given, [ends[k] for k in part], at_once
+        )
+        taken[part, : canvas.length] = reading.doubted
+        calls, beside = reading.forwards.tolist(), torch.zeros_like(reading.rows)
+        shares = [
+            count * seen / length
+            for count, seen, length in zip(calls, lengths, whole.lengths, strict=True)
+        ]
+        cost = StepCost(forwards=beside, backwards=beside, rows=reading.rows)
+        self._charge(rows, whole, Predicted(calls, shares), cost, seconds=0.0, steps=0)
 
     def _final(self, row: Row, prefix: int) -> int:
         """How many ids of ``row`` will not change; ``prefix`` come before its first mask."""

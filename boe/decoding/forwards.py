@@ -101,11 +101,32 @@ class Forwards:
                 "a lookahead against a frozen context needs keys and values of both branches of "
                 "guidance: with BoE, guidance_gradient='combined'"
             )
-        changed = self.denoiser.predict_changed(branches[0], which, canvas, positions, rows)
+        return self.predict_kept(branches, which, canvas, given, positions, rows)
+
+    def keep(self, canvas: Canvas, given: Tensor) -> list[Prediction]:
+        """Keys and values of a canvas, one prediction per pass, without any logits."""
+        nowhere = canvas.ids[:, :0]
+        canvases = [canvas, self._unconditional(canvas, given)][: self.passes]
+        return [
+            self.denoiser.predict_window(each, nowhere, None, None, "keys_values")[0]
+            for each in canvases
+        ]
+
+    def predict_kept(
+        self,
+        kept: Sequence[Prediction],
+        which: Tensor,
+        canvas: Canvas,
+        given: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+    ) -> Prediction:
+        """As :meth:`predict_changed` with what :meth:`keep` gave, one prediction per pass."""
+        changed = self.denoiser.predict_changed(kept[0], which, canvas, positions, rows)
         if not self.guidance:
             return self._guided(changed, None)
         free = self._unconditional(canvas, given)
-        other = self.denoiser.predict_changed(branches[1], which, free, positions, rows)
+        other = self.denoiser.predict_changed(kept[1], which, free, positions, rows)
         return self._guided(changed, other)
 
     def _unconditional(self, canvas: Canvas, given: Tensor) -> Canvas:

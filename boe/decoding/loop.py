@@ -15,6 +15,7 @@ from boe.decoding.decoder import Decoder
 from boe.decoding.forwards import Forwards
 from boe.decoding.kv_cache import check_cache
 from boe.decoding.particle_gibbs import decode_gibbs
+from boe.decoding.proofreading import check_proofreading
 from boe.decoding.records import Generation, Item
 from boe.decoding.rows import Row, blocks_of
 from boe.decoding.setbacks import Failures, check_failures
@@ -142,6 +143,7 @@ def generate(
     block_length = _own_blocks(facts, block_length)
     cache = strategy.cached(kv_cache, cache_refresh)
     check_cache(cache, facts, strategy.keep)
+    check_proofreading(strategy.proofread, denoiser)
     for name, ids in (("suppress", suppress), ("delay", delay)):
         for token in ids:
             if not 0 <= token < facts.vocab_size:

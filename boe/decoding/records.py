@@ -53,7 +53,8 @@ class StepRecord:
         scores: (P,), what the sampler ranked by.
         parts: what the scores were made of, by name.
         revealed: int64 (b,), positions that were written, and tokens: what with.
-        remasked: int64 (r,), positions whose tokens were taken back.
+        remasked: int64 (r,), positions whose tokens were taken back; by proofreading after what
+            was revealed, which may be among them.
     """
 
     positions: Tensor

@@ -82,6 +82,10 @@ class Row:
         guesses: what can be taken back, the latest last, and returns: how often it was.
         excluded: (position, token) pairs that were tried and found wrong.
         returned: the guess that the last step came back to, if it did.
+        readings: how often the current block was proofread, and read: int64 (N,), the tokens
+            that were read last.
+        until: where the row had ended before tokens were taken back from it, and behind: how
+            many masks its block has from there on. These wait until the others are written.
     """
 
     item: Item
@@ -100,6 +104,10 @@ class Row:
     returns: int = 0
     excluded: tuple[tuple[int, int], ...] = ()
     returned: Guess | None = None
+    readings: int = 0
+    read: Tensor | None = None
+    until: int | None = None
+    behind: int = 0
 
     def __post_init__(self) -> None:
         self.left = self.blocks[0].masks if self.blocks else 0
@@ -165,6 +173,9 @@ class Row:
         """
         self.index += 1
         self.left = left
+        if left <= self.behind:
+            # What came again in front of the old end is no end any more.
+            self.until = None
         block = self.blocks[0]
         if left and self.index > max(block.total, block.least) + block.masks:
             raise RuntimeError(
@@ -173,8 +184,29 @@ class Row:
             )
         if left == 0 and self.index >= block.least:
             self.blocks = self.blocks[1:]
-            self.index = 0
+            self.index = self.readings = self.behind = 0
+            self.read = None
             self.left = self.blocks[0].masks if self.blocks else 0
+
+    def note_reading(self, tokens: Tensor) -> None:
+        """Note that these tokens of the current block are proofread."""
+        self.readings += 1
+        self.read = tokens
+
+    def reopen(self, taken_back: int, behind: int, end: int | None) -> None:
+        """Go on with the current block, of whose tokens some are masks again.
+
+        They are written one a step, before those ``behind`` the ``end``, if the row has one.
+        """
+        block = self.blocks[0]
+        pace = max(block.plan)
+        rest = (min(pace, behind - done) for done in range(0, behind, pace))
+        plan = (*(1,) * taken_back, *rest)
+        left, steps = taken_back + behind, len(plan)
+        again = replace(block, masks=left, plan=plan, planned=steps, total=steps, least=0)
+        self.blocks = [again, *self.blocks[1:]]
+        self.index, self.left = 0, left
+        self.until, self.behind = end, behind
 
 
 def blocks_of(

@@ -115,6 +115,17 @@ class AttentionDenoiser(Denoiser):
         """
 
     @property
+    def rows_refusal(self) -> str | None:
+        if self.replay_refusal is not None:
+            return f"{self.name} cannot be run on a window of rows ({self.replay_refusal})"
+        if self.facts.time_conditioned:
+            return (
+                f"{self.name} takes the time as an input, with which the keys and values of all "
+                "rows change: none can be reused"
+            )
+        return None
+
+    @property
     def linear_head(self) -> nn.Linear | None:
         """The head, where it is exactly a linear map of ``HeadOutput.picked``."""
         return None

@@ -173,6 +173,14 @@ class Denoiser(ABC):
     def embedding_table(self) -> Tensor:
         """E (V, D), with the model's embedding scale multiplied in."""
 
+    @property
+    def rows_refusal(self) -> str | None:
+        """Why the model cannot be run on some of its rows, or ``None`` if it can.
+
+        Who overrides :meth:`predict_window` and :meth:`predict_changed` overrides this, too.
+        """
+        return f"{type(self).__name__} cannot be run on some of its rows"
+
     @abstractmethod
     def predict(self, canvas: Canvas, positions: Tensor, keep: Keep = "nothing") -> Prediction:
         """Logits that predict ``positions``, int64 (B, P) padded with −1."""
@@ -205,7 +213,7 @@ class Denoiser(ABC):
                 with the time.
             ValueError: ``keep`` asks for more than a forward of some rows has.
         """
-        raise UnsupportedModel(f"{type(self).__name__} cannot be run on a window of rows")
+        raise UnsupportedModel(self.rows_refusal)
 
     def predict_changed(
         self,
@@ -232,7 +240,7 @@ class Denoiser(ABC):
                 with the time.
             ValueError: the prediction did not keep keys and values.
         """
-        raise UnsupportedModel(f"{type(self).__name__} cannot be run on some of its rows")
+        raise UnsupportedModel(self.rows_refusal)
 
     @abstractmethod
     def entropy_gradient(self, prediction: Prediction, request: GradientRequest) -> EntropyGradient:

@@ -133,6 +133,17 @@ class CompiledDenoiser(AttentionDenoiser):
         # What a recording returns is overwritten by the next one: it cannot be kept.
         return self.inner.predict_window(canvas, positions, rows, memory, keep)
 
+    def predict_changed(
+        self,
+        prediction: Prediction,
+        which: Tensor,
+        canvas: Canvas,
+        positions: Tensor,
+        rows: Tensor,
+    ) -> Prediction:
+        # Every number of canvases would be a recording of its own.
+        return self.inner.predict_changed(prediction, which, canvas, positions, rows)
+
     def replay_batch(self, count: int, batch: int) -> int:
         """At least two, which share their code; powers of two where each has a recording."""
         size = 1 << (count - 1).bit_length() if self.cuda_graphs else count

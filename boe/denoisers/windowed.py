@@ -113,15 +113,8 @@ def check_window(denoiser: AttentionDenoiser, keep: Keep) -> None:
         UnsupportedModel: rows depend on each other outside attention, or on the time.
         ValueError: ``keep`` asks for a graph, or for the queries of all rows.
     """
-    if denoiser.replay_refusal is not None:
-        raise UnsupportedModel(
-            f"{denoiser.name} cannot be run on a window of rows ({denoiser.replay_refusal})"
-        )
-    if denoiser.facts.time_conditioned:
-        raise UnsupportedModel(
-            f"{denoiser.name} takes the time as an input, with which the keys and values of all "
-            "rows change: none can be reused"
-        )
+    if denoiser.rows_refusal is not None:
+        raise UnsupportedModel(denoiser.rows_refusal)
     if keep not in ("nothing", "keys_values"):
         raise ValueError(
             "a forward of a window of rows keeps 'nothing' or 'keys_values', as engine='replay' "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boe import defaults
-from boe.samplers import BoE, Strategy, sampler_from
+from boe.samplers import BoE, Proofread, Strategy, sampler_from
 from boe.samplers.boe_options import BETWEEN
 from boe.samplers.candidates import CANDIDATE_RULES
 from boe.samplers.quadrature import QUADRATURES
@@ -40,7 +40,10 @@ def _label(value: Any) -> str:
     return plain[value] if value is None or isinstance(value, bool) else str(value)
 
 
-PARTS = ("which", "count", "deadline", "cache", "remask", "tokens", "verifier", "backtrack")
+PARTS = (
+    *("which", "count", "deadline", "cache", "remask", "tokens", "verifier", "backtrack"),
+    "proofread",
+)
 """Fields of a :class:`boe.Strategy` that an axis can change, beside BoE's options."""
 
 
@@ -122,6 +125,15 @@ AXES: tuple[Axis, ...] = (
         {
             "none": {"cache": None},
             **{spec: _parts(f"boe+{spec}", ["cache"]) for spec in ("delayed:refresh=4", "delayed")},
+        },
+    ),
+    Axis(
+        "proofread",
+        "what is written, read again",
+        {
+            "never": {"proofread": None},
+            "once at most": {"proofread": Proofread(rounds=1)},
+            "3 times at most": {"proofread": Proofread()},
         },
     ),
 )

@@ -20,6 +20,7 @@ from boe.samplers.p2 import P2
 from boe.samplers.pacing import Deadline
 from boe.samplers.particles import SMC, ParticleGibbs, Particles
 from boe.samplers.pc import PCSampler
+from boe.samplers.proofreading import Proofread
 from boe.samplers.remdm import (
     ForwardBackward,
     RemdmCap,
@@ -75,6 +76,7 @@ __all__ = [
     "Particles",
     "Policy",
     "PrefixCache",
+    "Proofread",
     "Random",
     "Remask",
     "RemdmCap",

@@ -27,12 +27,24 @@ from boe.samplers.p2 import P2
 from boe.samplers.pacing import Deadline
 from boe.samplers.particles import SMC, ParticleGibbs, Particles
 from boe.samplers.pc import PCSampler
+from boe.samplers.proofreading import Proofread
 from boe.samplers.remdm import ForwardBackward, RemdmCap, RemdmConf, RemdmLoop, RemdmRescale
 from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens
 from boe.samplers.verifying import Verifier
 
-Part = Policy | Count | Remask | Particles | Tokens | Verifier | Backtrack | KVCache | Deadline
+Part = (
+    Policy
+    | Count
+    | Remask
+    | Particles
+    | Tokens
+    | Verifier
+    | Backtrack
+    | Proofread
+    | KVCache
+    | Deadline
+)
 
 SAMPLERS: dict[str, type[Policy]] = {
     kind.name: kind
@@ -100,7 +112,7 @@ def spec_of(strategy: Policy | Strategy) -> str:
     parts = (
         *(strategy.count, strategy.tokens, strategy.remask),
         *(strategy.particles, strategy.verifier, strategy.backtrack),
-        *(strategy.cache, strategy.deadline),
+        *(strategy.cache, strategy.deadline, strategy.proofread),
     )
     return "+".join([_text(strategy.which), *(_text(part) for part in parts if part is not None)])
 
@@ -108,7 +120,7 @@ def spec_of(strategy: Policy | Strategy) -> str:
 def _kind_of(text: str, spec: str) -> type[Part]:
     kinds: dict[str, type[Part]] = {
         **{**COUNTS, **REMASKS, **PARTICLES},
-        **{kind.name: kind for kind in (Tokens, Verifier, Backtrack, Deadline)},
+        **{kind.name: kind for kind in (Tokens, Verifier, Backtrack, Deadline, Proofread)},
         **KV_CACHES,
     }
     name = text.partition(":")[0]
@@ -124,7 +136,7 @@ def _place(part: Part) -> str:
     places: tuple[tuple[type, str], ...] = (
         *((Count, "count"), (Remask, "remask")),
         *((Particles, "particles"), (Verifier, "verifier"), (KVCache, "cache")),
-        *((Backtrack, "backtrack"), (Deadline, "deadline")),
+        *((Backtrack, "backtrack"), (Deadline, "deadline"), (Proofread, "proofread")),
     )
     for kind, place in places:
         if isinstance(part, kind):

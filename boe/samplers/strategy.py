@@ -12,6 +12,7 @@ from boe.samplers.caching import KVCache, cache_named
 from boe.samplers.late_options import repr_of
 from boe.samplers.pacing import Deadline
 from boe.samplers.particles import Particles
+from boe.samplers.proofreading import Proofread
 from boe.samplers.remdm import Renoise
 from boe.samplers.rules import Ruled, Violated
 from boe.samplers.tokens import Tokens
@@ -37,6 +38,9 @@ class Strategy:
             steps; nothing if ``None``.
         backtrack: when a guess is taken back; never if ``None``. With policies that rank
             positions, and nothing else that takes tokens back or makes them wait.
+        proofread: how blocks are read again once they are written; never if ``None``. With
+            policies that rank positions, and nothing else that takes tokens back, follows a
+            rule or keeps several trajectories.
 
     Raises:
         ValueError: parts that do not go together.
@@ -51,9 +55,10 @@ class Strategy:
     cache: KVCache | None = None
     deadline: Deadline | None = None
     backtrack: Backtrack | None = None
+    proofread: Proofread | None = None
 
     def __repr__(self) -> str:
-        return repr_of(self, ("verifier", "cache", "deadline", "backtrack"))
+        return repr_of(self, ("verifier", "cache", "deadline", "backtrack", "proofread"))
 
     def __post_init__(self) -> None:
         if not isinstance(self.which, Policy):
@@ -90,6 +95,15 @@ class Strategy:
                 "backtrack goes back where the rule is broken and decodes one trajectory: it does "
                 "not go with verified, which writes what breaks the rule last, or with particles"
             )
+
+        if self.proofread is not None:
+            alone = isinstance(self.which, Sampler) and not self.which.takes_back
+            if not alone or any((self.remask, self.particles, *self.ruled)):
+                raise ValueError(
+                    "proofread takes tokens back when a block is written: it needs a policy that "
+                    "ranks positions, and nothing else that takes tokens back, follows a rule or "
+                    f"keeps several trajectories, got {self!r}"
+                )
 
         if self.deadline is not None and (self.count is None or self.remask is not None):
             raise ValueError(
@@ -152,7 +166,7 @@ class Strategy:
     @property
     def takes_back(self) -> bool:
         """Whether written tokens of the current block may become masks again."""
-        return self.which.takes_back or self.remask is not None
+        return self.which.takes_back or any((self.remask, self.proofread))
 
     def observes(self, clock: Clock) -> bool:
         return self.which.observes(clock) or (

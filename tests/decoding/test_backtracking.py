@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from counted_rows import RAGGED, assert_equal, published, rows_run
-from fake_denoiser import MASK, FakeDenoiser
+from counted_rows import RAGGED, assert_equal, published, rows_run, steps_of
+from fake_denoiser import MASK, ContextDenoiser
 from published_checkpoints import BLOCK_LENGTHS
 from torch import Tensor
 
@@ -29,39 +29,10 @@ TASK = TASKS["countdown"]("hard")
 Broken = Callable[[list[int]], bool]
 
 
-class ContextDenoiser(FakeDenoiser):
-    """Logits by position that ``tells`` from everything that the canvas holds."""
-
-    def __init__(self, length: int, tells: Callable[[list[int]], list[dict[int, float]]]) -> None:
-        super().__init__(torch.zeros(length, 10, dtype=torch.float64))
-        self.tells = tells
-
-    def predict(self, canvas: Canvas, positions: Tensor, keep: str = "nothing") -> Prediction:
-        self.canvases.append(Canvas(canvas.ids.clone(), canvas.lengths))
-        p = torch.zeros(*positions.shape, 10, dtype=torch.float64)
-        for row, (ids, length) in enumerate(zip(canvas.ids.tolist(), canvas.lengths, strict=True)):
-            told = self.tells(ids[:length])
-            for slot, position in enumerate(positions[row].tolist()):
-                for token, share in told[max(position, 0)].items():
-                    p[row, slot, token] = share
-        return Prediction(canvas, p.log(), positions, keep)
-
-
 def rule(broken: Broken) -> Callable[[Canvas], Tensor]:
     return lambda canvas: torch.tensor(
         [broken(ids.tolist()[:n]) for ids, n in zip(canvas.ids, canvas.lengths, strict=True)]
     )
-
-
-def steps_of(item: Item) -> list[tuple[dict[int, int], list[int]]]:
-    """What each step wrote, and what it took back."""
-    return [
-        (
-            dict(zip(record.revealed.tolist(), record.tokens.tolist(), strict=True)),
-            record.remasked.tolist(),
-        )
-        for record in item.trajectory or []
-    ]
 
 
 def search(

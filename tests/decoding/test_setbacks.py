@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 
 import pytest
 import torch
-from fake_denoiser import MASK, FakeDenoiser, table_of
+from fake_denoiser import MASK, Cramped, FakeDenoiser, table_of
 from tiny_models import MASK_ID, random_words, tiny_denoiser
 from torch import Tensor
 
 from boe import Item, TokensPerStep, generate, sampler_from
-from boe.canvas import Canvas
 from boe.decoding.setbacks import Room
-from boe.denoisers import Denoiser
 from boe.denoisers.transformers_model import TransformersDenoiser
 
 MASKS = [1, 2, 4, 6, 7, 9]
@@ -22,25 +19,6 @@ MASKS = [1, 2, 4, 6, 7, 9]
 
 def canvases() -> list[Tensor]:
     return [random_words(12 + k, MASKS, seed=k) for k in range(5)]
-
-
-class Cramped:
-    """Makes a denoiser run out of memory as soon as a call has more rows than fit."""
-
-    def __init__(self, denoiser: Denoiser, rows: int, *methods: str) -> None:
-        self.sizes: list[int] = []
-        for name in methods:
-            setattr(denoiser, name, self._limited(getattr(denoiser, name), rows))
-
-    def _limited(self, method: Callable, rows: int) -> Callable:
-        def limited(first, *rest: object):
-            canvas = first if isinstance(first, Canvas) else first.canvas
-            self.sizes.append(canvas.batch)
-            if canvas.batch > rows:
-                raise torch.OutOfMemoryError("no memory")
-            return method(first, *rest)
-
-        return limited
 
 
 STEERED = "boe:tolerance=none,rho=0.6"

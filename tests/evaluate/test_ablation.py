@@ -25,7 +25,16 @@ from boe.evaluate.ablation import (
 )
 from boe.evaluate.ablation_axes import AXES, PARTS, custom_axis
 from boe.evaluate.statistics import holm
-from boe.samplers import BoE, Deadline, EntropyBound, Margin, Strategy, sampler_from, spec_of
+from boe.samplers import (
+    BoE,
+    Deadline,
+    EntropyBound,
+    Margin,
+    Proofread,
+    Strategy,
+    sampler_from,
+    spec_of,
+)
 from boe.samplers.candidates import CANDIDATE_RULES
 from boe.samplers.steered_rows import ACTIVE_SETS, PROBE_SETS
 from boe.tasks import TASKS
@@ -86,8 +95,9 @@ def test_a_strategy_of_several_parts_is_taken_apart_piece_by_piece() -> None:
 def test_a_base_without_boe_has_the_axes_of_its_parts() -> None:
     variants = variants_of(SAMPLER)
     # Its count leaves nothing to rank.
-    assert {v.axis for v in variants} == {RIVAL, "count", "cache"}
-    assert {v.axis for v in variants_of("confidence")} == {RIVAL, "which", "count", "cache"}
+    assert {v.axis for v in variants} == {RIVAL, "count", "cache", "proofread"}
+    greedy = {v.axis for v in variants_of("confidence")}
+    assert greedy == {RIVAL, "which", "count", "cache", "proofread"}
     rows = {(v.axis, v.label): v.sampler for v in variants}
     assert rows["count", SAMPLER] == rows["cache", "none"] == spec_of(sampler_from(SAMPLER))
     with pytest.raises(ValueError, match=r"of entropy can be varied: which, count, .*; not rho"):
@@ -95,6 +105,11 @@ def test_a_base_without_boe_has_the_axes_of_its_parts() -> None:
 
 
 def test_an_axis_of_ones_own_can_be_a_part_of_the_strategy() -> None:
+    readings = custom_axis("proofread", ["none", "proofread:rounds=1"])
+    assert dict(readings.changes) == {
+        "none": {"proofread": None},
+        "proofread:rounds=1": {"proofread": Proofread(rounds=1)},
+    }
     counts = custom_axis("count", ["none", "eb:gamma=0.2"])
     assert dict(counts.changes) == {
         "none": {"count": None, "deadline": None},
