@@ -117,7 +117,7 @@ class AttentionDenoiser(Denoiser):
     @property
     def rows_refusal(self) -> str | None:
         if self.replay_refusal is not None:
-            return f"{self.name} cannot be run on a window of rows ({self.replay_refusal})"
+            return f"{self.name} cannot be run on some of its rows ({self.replay_refusal})"
         if self.facts.time_conditioned:
             return (
                 f"{self.name} takes the time as an input, with which the keys and values of all "

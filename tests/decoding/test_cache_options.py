@@ -100,5 +100,5 @@ def test_a_model_that_takes_the_time_or_has_no_windows_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="takes the time as an input"):
         generate(published("sedd").denoiser, RAGGED, "confidence", kv_cache="prefix")
     fake = FakeDenoiser(torch.randn(4, 5))
-    with pytest.raises(UnsupportedModel, match="FakeDenoiser cannot be run on a window of rows"):
+    with pytest.raises(UnsupportedModel, match="FakeDenoiser cannot be run on some of its rows"):
         generate(fake, torch.zeros(4, dtype=torch.int64), "confidence", kv_cache="prefix")
