@@ -95,12 +95,12 @@ def view_of(
     slots = positions >= 0
     if any(looks):
         slots = slots & masked.gather(1, positions.clamp_min(0))
-    ends = [
-        clock.end if row.until is None else row.until
-        for clock, row in zip(clocks, live, strict=True)
-    ]
-    eligible = slots & (positions < column(ends, device))
-    return View(clocks, looks, positions, slots, eligible, observed, due)
+    # What lies behind the end that a row had before tokens were taken back waits.
+    if any(row.until is not None for row in live):
+        untils = [row.until for row in live]
+        ends = [c.end if until is None else until for c, until in zip(clocks, untils, strict=True)]
+        end = column(ends, device)
+    return View(clocks, looks, positions, slots, slots & (positions < end), observed, due)
 
 
 def ready_row(prediction: Prediction, row: int, slots: Tensor) -> Ready:

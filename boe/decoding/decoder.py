@@ -325,7 +325,7 @@ class Decoder:
             at_once = self.reading_room.at_once(sum(len(due[k]) for k in part), state.canvas.length)
             failed, full = dict[int, Exception](), False
             try:
-                self._read(proofread, live, state, part, written.ends, at_once, taken)
+                doubted = self._read(proofread, live, state, part, written.ends, at_once)
             except torch.OutOfMemoryError as error:
                 full = len(part) > 1 or at_once > 1
                 if not full:
@@ -333,6 +333,8 @@ class Decoder:
                     failed[part[0]] = error
             except UnusableLogits as error:
                 failed = {part[k]: ValueError(text) for k, text in error.messages.items()}
+            else:
+                taken[part, : doubted.shape[1]] = doubted
             # Only now: an error would keep what did not fit.
             if full:
                 self.reading_room.shrink(len(part), at_once)
@@ -353,9 +355,8 @@ class Decoder:
         part: list[int],
         ends: list[int | None],
         at_once: int,
-        taken: Tensor,
-    ) -> None:
-        """Read the blocks of some rows, and mark what is doubted of them in ``taken``."""
+    ) -> Tensor:
+        """What is doubted of the blocks of some rows, bool (N, L) as far as they see."""
         rows, whole = [live[k] for k in part], state.canvas.select(part)
         lengths = seen_lengths(whole, rows, self.forwards.denoiser.facts)
         canvas = Canvas(whole.ids[:, : max(lengths)], lengths)
@@ -363,14 +364,14 @@ class Decoder:
         reading = read_again(
             self.forwards, proofread, rows, canvas, given, [ends[k] for k in part], at_once
         )
-        taken[part, : canvas.length] = reading.doubted
-        calls, beside = reading.forwards.tolist(), torch.zeros_like(reading.rows)
+        calls, nothing = reading.forwards.tolist(), torch.zeros_like(reading.rows)
         shares = [
             count * seen / length
             for count, seen, length in zip(calls, lengths, whole.lengths, strict=True)
         ]
-        cost = StepCost(forwards=beside, backwards=beside, rows=reading.rows)
+        cost = StepCost(forwards=nothing, backwards=nothing, rows=reading.rows)
         self._charge(rows, whole, Predicted(calls, shares), cost, seconds=0.0, steps=0)
+        return reading.doubted
 
     def _final(self, row: Row, prefix: int) -> int:
         """How many ids of ``row`` will not change; ``prefix`` come before its first mask."""

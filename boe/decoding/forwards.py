@@ -101,33 +101,24 @@ class Forwards:
                 "a lookahead against a frozen context needs keys and values of both branches of "
                 "guidance: with BoE, guidance_gradient='combined'"
             )
-        return self.predict_kept(branches, which, canvas, given, positions, rows)
-
-    def keep(self, canvas: Canvas, given: Tensor) -> list[Prediction]:
-        """Keys and values of a canvas, one prediction per pass, without any logits."""
-        nowhere = canvas.ids[:, :0]
-        canvases = [canvas, self._unconditional(canvas, given)][: self.passes]
-        return [
-            self.denoiser.predict_window(each, nowhere, None, None, "keys_values")[0]
-            for each in canvases
-        ]
-
-    def predict_kept(
-        self,
-        kept: Sequence[Prediction],
-        which: Tensor,
-        canvas: Canvas,
-        given: Tensor,
-        positions: Tensor,
-        rows: Tensor,
-    ) -> Prediction:
-        """As :meth:`predict_changed` with what :meth:`keep` gave, one prediction per pass."""
-        changed = self.denoiser.predict_changed(kept[0], which, canvas, positions, rows)
+        changed = self.denoiser.predict_changed(branches[0], which, canvas, positions, rows)
         if not self.guidance:
             return self._guided(changed, None)
         free = self._unconditional(canvas, given)
-        other = self.denoiser.predict_changed(kept[1], which, free, positions, rows)
+        other = self.denoiser.predict_changed(branches[1], which, free, positions, rows)
         return self._guided(changed, other)
+
+    def keep(self, canvas: Canvas, given: Tensor) -> Prediction:
+        """Keys and values of a canvas for :meth:`predict_changed`, without any logits."""
+        prediction = self._kept(canvas)
+        if not self.guidance:
+            return prediction
+        free = self._kept(self._unconditional(canvas, given))
+        return replace(prediction, state=GuidedState(prediction, free, self.guidance))
+
+    def _kept(self, canvas: Canvas) -> Prediction:
+        nowhere = canvas.ids[:, :0]
+        return self.denoiser.predict_window(canvas, nowhere, None, None, "keys_values")[0]
 
     def _unconditional(self, canvas: Canvas, given: Tensor) -> Canvas:
         ids = canvas.ids.masked_fill(given & canvas.valid, self.denoiser.facts.mask_id)

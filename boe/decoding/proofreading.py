@@ -145,7 +145,9 @@ def read_again(
             # With shifted logits the row that predicts the token is another than the masked one.
             predicting = forwards.denoiser.facts.row_of(at)
             changed = mark_rows(torch.cat([at, predicting], dim=1), canvas.length)
-            seen = forwards.predict_kept(kept, which, without, given[which], at, pad_rows(changed))
+            seen = forwards.predict_changed(
+                kept, which, without, given[which], at, pad_rows(changed)
+            )
             run = changed.sum(dim=1)
         logits = seen.logits[:, 0].double()
         best, own = logits.amax(dim=1), logits.gather(1, canvas.ids[which].gather(1, at))
