@@ -11,23 +11,21 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from boe_kernels._triton import for_device, widest_head
+from boe_kernels._triton import WIDEST_HEAD, for_device
 
 TABLE = Path(__file__).with_name("_attention_tiles.json")
-HEAD_DIMS = (64, 128, 256)
+HEAD_DIMS = (64, 128, WIDEST_HEAD)
 """Head dimensions with tiles of their own; others use those of the next larger."""
 
-
-def dtypes_and_head_dims() -> list[tuple[torch.dtype, int]]:
-    """Every pair that has tiles; float16 shares those of bfloat16."""
-    dtypes = (torch.bfloat16, torch.float32)
-    return [(dtype, n) for dtype in dtypes for n in HEAD_DIMS if n <= widest_head(dtype)]
+DTYPES_AND_HEAD_DIMS = tuple(product((torch.bfloat16, torch.float32), HEAD_DIMS))
+"""Every pair that has tiles; float16 shares those of bfloat16."""
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -117,7 +117,7 @@ def decide(
             continue
         reason = paths[path](device, dtype)
         if reason is None and path in _OF_TRITON and width is not None:
-            reason = why_not_heads(dtype, width)
+            reason = why_not_heads(width)
         if reason is None and backend == "auto" and path in _PASSED_OVER[op]:
             reason = _PASSED_OVER[op][path](device, dtype, table)
         if reason is None:

@@ -24,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 _LEAST_CAPABILITY = (8, 0)
 _INSTALLED = find_spec("triton") is not None
 
+WIDEST_HEAD = 256
+"""The largest head dimension of the attention kernels."""
+
 SHARED_MEMORY = {
     # What a thread block of sm_86, sm_89 and sm_120 may have, which run these parameters, too;
     # one of sm_80 may have 163 KB.
@@ -63,21 +66,11 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def widest_head(dtype: torch.dtype) -> int:
-    """The largest head dimension of the attention kernels.
-
-    In float32 the tiles of wider heads do not fit the registers, whatever their size.
-    """
-    return 256 if dtype.itemsize == 2 else 128
-
-
-def why_not_heads(dtype: torch.dtype, width: int) -> str | None:
+def why_not_heads(width: int) -> str | None:
     """Why the attention kernels cannot run for heads of ``width``."""
-    widest = widest_head(dtype)
-    if width <= widest:
+    if width <= WIDEST_HEAD:
         return None
-    name = str(dtype).removeprefix("torch.")
-    return f"the kernels take {name} heads of at most {widest} dimensions, got {width}"
+    return f"the kernels take heads of at most {WIDEST_HEAD} dimensions, got {width}"
 
 
 # --- launching ----------------------------------------------------------------------

@@ -29,6 +29,41 @@ def add_dot(a, b, acc):
     return tl.dot(a, b, acc, input_precision="ieee", out_dtype=tl.float32)
 
 
+@triton.constexpr_function
+def is_wide(dtype, width):
+    """Whether a lane cannot hold ``width`` elements of two rows, as it does for a product
+    without matrix units."""
+    return dtype == tl.float32 and width > 128
+
+
+@triton.jit
+def row_products(a, b):
+    """a·bᵀ in float32: the products of the rows of a and b, (M, D) and (N, D).
+
+    Of wide rows 64 elements at a time.
+    """
+    if is_wide(a.dtype, a.shape[1]):
+        a_low, a_high = halves(a)
+        b_low, b_high = halves(b)
+        a0, a1 = halves(a_low)
+        b0, b1 = halves(b_low)
+        a2, a3 = halves(a_high)
+        b2, b3 = halves(b_high)
+        s = dot(a0, tl.trans(b0))
+        s = add_dot(a1, tl.trans(b1), s)
+        s = add_dot(a2, tl.trans(b2), s)
+        return add_dot(a3, tl.trans(b3), s)
+    else:
+        return dot(a, tl.trans(b))
+
+
+@triton.jit
+def halves(x):
+    """The first and the second half of the columns of x."""
+    pairs = tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2])
+    return tl.split(tl.permute(pairs, [0, 2, 1]))
+
+
 # --- visibility ---------------------------------------------------------------------
 
 
@@ -163,7 +198,7 @@ def attend_tile(q, k, v, visible, bias, acc, top, total, scale_log2):
         bias: of the keys (N,), in base 2, or None.
         acc, top, total: Σ P v, the maximum m and Σ P of the keys so far.
     """
-    s = dot(q, tl.trans(k))
+    s = row_products(q, k)
     if visible is None and bias is None:
         new_top = tl.maximum(top, tl.max(s, axis=1) * scale_log2)
         base = new_top

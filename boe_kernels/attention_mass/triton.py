@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from boe_kernels._attention_launch import (
+    DTYPES_AND_HEAD_DIMS,
     bounded,
     ceil_div,
     constants,
-    dtypes_and_head_dims,
     index_set,
     mask_and_stride,
     strides,
@@ -26,11 +26,11 @@ from boe_kernels._triton import AotCase, launch
 from boe_kernels._triton_attention import (
     LOG2E,
     allowed_keys,
-    dot,
     is_visible,
     key_biases,
     load_lse,
     probabilities,
+    row_products,
     sees_any,
 )
 from boe_kernels._triton_rows import (
@@ -114,7 +114,7 @@ def mass_kernel(
             q = load_tile(q_rows, active, HEAD_DIM, BLOCK_D)
             lse = load_lse(lse_ptr, batch, head, kv_heads * group, count, slot, active)
             visible = is_visible(row[:, None], key[None, :], keep[None, :], window, block_size)
-            s = dot(q, tl.trans(k))
+            s = row_products(q, k)
             visible = visible & (lse < float("inf"))[:, None]
             p = probabilities(s, scale_log2, lse[:, None], visible, bias, CAPPED=False)
             if weights_ptr is not None:
@@ -177,7 +177,7 @@ def forward(
 def aot_cases() -> Iterator[AotCase]:
     """Element and head widths, all keys seen or not."""
     hiding = ((None, False), (64, False), (64, True))
-    for (dtype, width), (window, biased) in product(dtypes_and_head_dims(), hiding):
+    for (dtype, width), (window, biased) in product(DTYPES_AND_HEAD_DIMS, hiding):
         sample = dtype == torch.bfloat16 and width == 256 and biased
         q_rows, k = (torch.empty(2, 8, n, width, dtype=dtype, device="meta") for n in (64, 1024))
         weights = torch.empty(2, 64, device="meta")

@@ -89,7 +89,7 @@ class Problem:
 
     def tensors(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         """q, k, v and the gradient of the output."""
-        if why := why_not_heads(dtype, self.width):
+        if why := why_not_heads(self.width):
             pytest.skip(why)
         drawn = random_qkv(
             self.batch, self.heads, self.length, self.key_length, self.width, dtype=dtype

@@ -60,7 +60,7 @@ class Problem:
 
     def tensors(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         """Live q, k, v, frozen k, v, and the gradient of the output."""
-        if why := why_not_heads(dtype, self.width):
+        if why := why_not_heads(self.width):
             pytest.skip(why)
         shape = {"batch": self.batch, "heads": self.heads, "length": self.length}
         q, k, v, grad = random_qkv(**shape, width=self.width, dtype=dtype)

@@ -23,7 +23,7 @@ def test_the_mass_is_what_its_definition_says(length, dtype):
     Problem.of(torch.arange(0, length, 3), length=length, width=16, dtype=dtype).check("triton")
 
 
-@pytest.mark.parametrize("width", [8, 40, 80], ids="D={}".format)
+@pytest.mark.parametrize("width", [8, 40, 80, 160], ids="D={}".format)
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2), (3, 1)], ids=str)
 def test_any_heads_and_head_dimension_are_right(heads, width):
     Problem.of(torch.arange(5), heads=heads, width=width).check("triton")

@@ -112,7 +112,7 @@ def test_output_and_gradients_are_as_accurate_as_dense_attention(length, dtype, 
     Problem.of(rows, batch=1, length=length, width=16, dtype=dtype).assert_accurate()
 
 
-@pytest.mark.parametrize("width", [40, 80], ids="D={}".format)
+@pytest.mark.parametrize("width", [40, 80, 160], ids="D={}".format)
 def test_any_head_dimension_is_right(width, shape):
     Problem.of(torch.tensor([2, 30, 7]), batch=1, width=width).assert_accurate()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from boe_kernels import _triton_index_check
-from boe_kernels._attention_launch import dtypes_and_head_dims, tiles_for
+from boe_kernels._attention_launch import DTYPES_AND_HEAD_DIMS, tiles_for
 from boe_kernels._triton import AotCase
 from boe_kernels.query_attention.triton.backward import backward
 from boe_kernels.query_attention.triton.forward import forward
@@ -58,7 +58,7 @@ def aot_cases() -> Iterator[AotCase]:
 
 def _cases() -> Iterator[tuple[str, Callable[[], None]]]:
     kernels = ("forward", "one pass", "split")
-    for (dtype, width), hiding in product(dtypes_and_head_dims(), _HIDING):
+    for (dtype, width), hiding in product(DTYPES_AND_HEAD_DIMS, _HIDING):
         # Products without matrix units take long to compile: of these the extremes only.
         if dtype == torch.float32 and hiding not in _EXTREMES:
             continue

@@ -24,6 +24,7 @@ from boe_kernels._triton_attention import (
     attend_tile,
     finish_softmax,
     is_visible,
+    is_wide,
     key_biases,
 )
 from boe_kernels._triton_rows import (
@@ -90,6 +91,8 @@ def fwd_kernel(
     q = tl.where(scale < 0.0, -q, q)
     scale_log2 = tl.abs(scale) * LOG2E
 
+    # For wide heads there is one loop: two would not fit the registers.
+    MASKED: tl.constexpr = mask_ptr is not None or is_wide(q.dtype, BLOCK_D)
     # Keys in [begin, end) are seen by some query, those in [whole_begin, whole_end) by all.
     begin = 0
     end = key_length
@@ -108,7 +111,7 @@ def fwd_kernel(
         some_whole = whole_begin < whole_end
         whole_begin = tl.where(some_whole, whole_begin, begin)
         whole_end = tl.where(some_whole, whole_end, begin)
-    if mask_ptr is not None:
+    if MASKED:
         whole_begin = begin
         whole_end = begin
 
@@ -123,7 +126,7 @@ def fwd_kernel(
         else:
             stretch_begin, stretch_end = whole_end, end
         # Stretches that are always empty are left out of the binary.
-        if stretch == 2 or (mask_ptr is None and (stretch == 1 or window is not None)):
+        if stretch == 2 or (not MASKED and (stretch == 1 or window is not None)):
             for first_key in range(stretch_begin, stretch_end, BLOCK_N):
                 key = first_key + tl.arange(0, BLOCK_N)
                 keep = key < key_length

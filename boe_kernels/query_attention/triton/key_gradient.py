@@ -9,10 +9,10 @@ from boe_kernels._triton_attention import (
     LOG2E,
     add_dot,
     allowed_keys,
-    dot,
     is_visible,
     key_biases,
     probabilities,
+    row_products,
     sees_any,
 )
 from boe_kernels._triton_rows import (
@@ -159,10 +159,10 @@ def bwd_dkdv_kernel(
                 q = load_tile(q_rows, active, HEAD_DIM, BLOCK_D)
                 dout = load_tile(g_rows, active, HEAD_DIM, BLOCK_D, column_stride=dout_strides[3])
                 visible = is_visible(row[None, :], key[:, None], keep[:, None], window, block_size)
-                s = dot(k, tl.trans(q))
+                s = row_products(k, q)
                 p = probabilities(s, scale_log2, lse[None, :], visible, bias, KEY_AXIS=0)
                 dv = add_dot(p.to(dout.dtype), dout, dv)
-                ds = p * (dot(v, tl.trans(dout)) - delta[None, :])
+                ds = p * (row_products(v, dout) - delta[None, :])
                 dk = add_dot(ds.to(q.dtype), q, dk)
             lse = tl.load(lse_ptr + virtual + BLOCK_M)
             delta = tl.load(delta_ptr + virtual + BLOCK_M)

@@ -39,6 +39,7 @@ from boe_kernels._triton_attention import (
     load_lse,
     load_queries,
     probabilities,
+    row_products,
     seen_keys,
 )
 from boe_kernels._triton_rows import (
@@ -167,11 +168,11 @@ def bwd_one_pass_kernel(
             if mask_ptr is not None and mask_ptr.dtype.element_ty == tl.float32:
                 bias = key_biases(key, seen, mask_ptr, mask_stride, batch)
             visible = is_visible(row[:, None], key[None, :], seen[None, :], window, block_size)
-            p = probabilities(dot(q, tl.trans(k)), scale_log2, lse[:, None], visible, bias)
+            p = probabilities(row_products(q, k), scale_log2, lse[:, None], visible, bias)
             dv = dot(tl.trans(p.to(dout.dtype)), dout)
             dv_rows = row_pointers(dv_ptr, dv_strides, batch, kv_head, key, ALIGN)
             store_tile(dv_rows, dv, inside, HEAD_DIM, BLOCK_D)
-            ds = (p * (dot(dout, tl.trans(v)) - delta[:, None])).to(q.dtype)
+            ds = (p * (row_products(dout, v) - delta[:, None])).to(q.dtype)
             if DQ_FIRST:
                 dq = add_dot(ds, k, dq)
             dk = dot(tl.trans(ds), q) * scale

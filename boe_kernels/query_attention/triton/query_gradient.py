@@ -14,13 +14,13 @@ from boe_kernels._triton_attention import (
     LOG2E,
     add_dot,
     allowed_keys,
-    dot,
     is_visible,
     key_biases,
     key_rows,
     load_lse,
     load_queries,
     probabilities,
+    row_products,
     seen_keys,
 )
 from boe_kernels._triton_rows import (
@@ -265,8 +265,8 @@ def bwd_dq_kernel(
             if mask_ptr is not None and mask_ptr.dtype.element_ty == tl.float32:
                 bias = key_biases(key, keep, mask_ptr, mask_stride, batch)
             visible = is_visible(row[:, None], key[None, :], keep[None, :], window, block_size)
-            p = probabilities(dot(q, tl.trans(k)), scale_log2, lse[:, None], visible, bias)
-            ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
+            p = probabilities(row_products(q, k), scale_log2, lse[:, None], visible, bias)
+            ds = p * (row_products(dout, v) - delta[:, None])
             dq = add_dot(ds.to(k.dtype), k, dq)
         store_dq(
             dq * scale, dq_ptr, dq_strides, part_ptr, part, batch, batches, kv_head, kv_heads,

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from boe_kernels._attention_launch import dtypes_and_head_dims
+from boe_kernels._attention_launch import DTYPES_AND_HEAD_DIMS
 from boe_kernels._triton import AotCase
 from boe_kernels.row_attention.triton.backward import backward
 from boe_kernels.row_attention.triton.forward import forward
@@ -23,7 +23,7 @@ _HIDING = ((None, False), (64, False), (64, True))
 
 def aot_cases() -> Iterator[AotCase]:
     """Element and head widths, all keys seen or not; one head, so that there are parts."""
-    for (dtype, width), (window, biased) in product(dtypes_and_head_dims(), _HIDING):
+    for (dtype, width), (window, biased) in product(DTYPES_AND_HEAD_DIMS, _HIDING):
         sample = dtype == torch.bfloat16 and width == 64 and biased
         what = f"{str(dtype).removeprefix('torch.')}, {width}, window {window}"
         what += ", bias" if biased else ""
