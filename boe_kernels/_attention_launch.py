@@ -154,10 +154,6 @@ def strides(x: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0) if x is None else x.stride()[:3]
 
 
-def with_unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
 def with_near_columns(dout: Tensor) -> Tensor:
     """``dout``, whatever its strides, unless 32 bits cannot count how far its columns lie apart."""
     return dout if dout.stride(-1) * dout.shape[-1] < 1 << 31 else dout.contiguous()

@@ -115,6 +115,11 @@ def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x.transpose(1, 2)[batch, rows].transpose(1, 2)
 
 
+def with_unit_stride(x: Tensor) -> Tensor:
+    """``x``, copied only if neighbours of its last dimension are not neighbours in memory."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
 def empty_by_rows(like: Tensor) -> Tensor:
     """Room of the shape of ``like`` (B, H, L, D), in memory (B, L, H, D), as models lay it out."""
     batch, heads, length, width = like.shape

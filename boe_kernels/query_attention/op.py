@@ -10,7 +10,7 @@ from torch import Tensor
 from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
 from boe_kernels._native import why_not_native
-from boe_kernels._rows import empty_by_rows, pad_rows
+from boe_kernels._rows import empty_by_rows, pad_rows, with_unit_stride
 from boe_kernels._triton import why_not_triton
 from boe_kernels.query_attention import library
 
@@ -48,7 +48,8 @@ def _forward_fake(
     path: str,
 ) -> tuple[Tensor, Tensor]:
     if path == "triton":
-        return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+        out = torch.empty_like(with_unit_stride(q))
+        return out, q.new_empty(q.shape[:3], dtype=torch.float32)
     if path == "native":
         return empty_by_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     return library.forward(q, k, v, key_mask, scale, window, block_size)
@@ -102,10 +103,15 @@ def _backward_fake(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     *_, grad_rows, compact_dq, _, path = options
-    dq_shape = (*q.shape[:2], active_idx.shape[-1], q.shape[3]) if compact_dq else dout.shape
-    as_canvas = path == "native" and not compact_dq
-    dq = empty_by_rows(dout) if as_canvas else q.new_empty(dq_shape)
-    if path == "triton" or grad_rows == "keys":
+    compact_shape = (*q.shape[:2], active_idx.shape[-1], q.shape[3])
+    if path == "triton":
+        dq, dk, dv = (torch.empty_like(with_unit_stride(x)) for x in (q, k, v))
+        return q.new_empty(compact_shape) if compact_dq else dq, dk, dv
+    if compact_dq:
+        dq = q.new_empty(compact_shape)
+    else:
+        dq = empty_by_rows(dout) if path == "native" else q.new_empty(dout.shape)
+    if grad_rows == "keys":
         return dq, k.new_empty(k.shape), v.new_empty(v.shape)
     return dq, empty_by_rows(k), empty_by_rows(v)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from boe_kernels._dispatch import always, implementation, note_path, register_paths
 from boe_kernels._library import define_op
 from boe_kernels._native import why_not_native
-from boe_kernels._rows import empty_by_rows, replace_rows
+from boe_kernels._rows import empty_by_rows, replace_rows, with_unit_stride
 from boe_kernels._triton import why_not_triton
 from boe_kernels.row_attention import library
 
@@ -44,7 +44,8 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q_rows = inputs[0]
     if path == "triton":
         lse = q_rows.new_empty(q_rows.shape[:3], dtype=torch.float32)
-        return torch.empty_like(q_rows), lse, q_rows.new_empty(0), q_rows.new_empty(0)
+        out = torch.empty_like(with_unit_stride(q_rows))
+        return out, lse, q_rows.new_empty(0), q_rows.new_empty(0)
     if path == "native":
         _, k_rows, v_rows, k, v, rows, *_ = inputs
         lse = q_rows.new_empty(q_rows.shape[:3], dtype=torch.float32)

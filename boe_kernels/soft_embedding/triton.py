@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from boe_kernels._attention_launch import index_set, with_unit_stride
+from boe_kernels._attention_launch import index_set
 from boe_kernels._products import linear
+from boe_kernels._rows import with_unit_stride
 from boe_kernels._triton import AotCase, for_device, launch
 
 

@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from boe_kernels._attention_launch import ceil_div, index_set, with_unit_stride
+from boe_kernels._attention_launch import ceil_div, index_set
+from boe_kernels._rows import with_unit_stride
 from boe_kernels._triton import AotCase, launch
 from boe_kernels._triton_attention import INFINITY, LOG2E, add_dot
 from boe_kernels.soft_embedding.fused_launch import LEAST_PART, MOST_PARTS, cut_of, tile_for

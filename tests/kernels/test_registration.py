@@ -45,7 +45,13 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 OpCase = tuple[Any, Callable[[], tuple[Any, ...]]]
 
 
-def attention_cases() -> dict[str, OpCase]:
+def laid_out_apart(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys as attention layers hand them over, values with gaps in their rows."""
+    q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
+    return q, k, v.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def attention_cases(path: str) -> dict[str, OpCase]:
     cases: dict[str, OpCase] = {}
     forms = {
         "shared": RAGGED[0],
@@ -57,10 +63,8 @@ def attention_cases() -> dict[str, OpCase]:
         for form, rows in forms.items():
 
             def query_arguments(rows: Tensor = rows, options: tuple = options) -> tuple[Any, ...]:
-                q, k, v, _ = random_qkv(length=10)
-                # Transposed in memory, as attention layers hand them over.
-                q = q.transpose(1, 2).contiguous().transpose(1, 2)
-                options = (*options, "queries", "library")
+                q, k, v = laid_out_apart(*random_qkv(length=10)[:3])
+                options = (*options, "queries", path)
                 return q.requires_grad_(), k.requires_grad_(), v, rows, *options
 
             def query_backward_arguments(
@@ -83,7 +87,7 @@ def attention_cases() -> dict[str, OpCase]:
             def compact_backward_arguments(
                 arguments: Callable[[], tuple[Any, ...]] = query_backward_arguments,
             ) -> tuple[Any, ...]:
-                return *arguments()[:-4], "keys", True, False, "library"
+                return *arguments()[:-4], "keys", True, False, path
 
             name = f"{form}, {masks}"
             cases[f"query attention, {name}"] = (query_attention.forward_op, query_arguments)
@@ -105,9 +109,9 @@ def attention_cases() -> dict[str, OpCase]:
         for form, rows in (("shared", RAGGED[:1]), ("ragged", RAGGED)):
 
             def row_arguments(rows: Tensor = rows, options: tuple = options) -> tuple[Any, ...]:
-                q, k, v, _ = random_qkv(length=10)
-                live = tuple(x[:, :, :3].clone().requires_grad_() for x in (q, k, v))
-                return *live, k, v, rows, *options, "library"
+                q, k, v = laid_out_apart(*random_qkv(length=10)[:3])
+                live = tuple(x[:, :, :3].detach().requires_grad_() for x in (q, k, v))
+                return *live, k, v, rows, *options, path
 
             def row_backward_arguments(
                 arguments: Callable[[], tuple[Any, ...]] = row_arguments,
@@ -185,7 +189,7 @@ def linear_entropy_backward_arguments() -> tuple[Any, ...]:
     return tuple(known[argument.name] for argument in schema.arguments)
 
 
-OP_CASES = attention_cases() | vocabulary_cases()
+OP_CASES = attention_cases("library") | vocabulary_cases()
 
 
 @pytest.mark.parametrize("case", OP_CASES)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import test_registration
 import test_tis_scores
 import torch
 from torch import Tensor
@@ -65,6 +66,12 @@ OPS: dict[str, tuple[Any, Callable[[], tuple[Any, ...]]]] = {
         lambda: (random(3, 7), torch.arange(3), 0.7, IDS, "triton"),
     ),
     "scores": (scores.forward_op, lambda: test_tis_scores.opcheck_arguments("triton")),
+}
+# These keep queries by gathering inside the kernels, never before.
+OPS |= {
+    case: argued
+    for case, argued in test_registration.attention_cases("triton").items()
+    if case.endswith(("shared, plain", "ragged, masked")) and "rows kept" not in case
 }
 
 

@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from boe_kernels._rows import with_unit_stride
 from boe_kernels._triton import launch
-from boe_kernels.entropy.triton.forward import PER_ROW, Stats, fill_stats, with_unit_stride
+from boe_kernels.entropy.triton.forward import PER_ROW, Stats, fill_stats
 from boe_kernels.entropy.triton.parameters import RowCut, launch_parameters, suppressed_form
 from boe_kernels.entropy.triton.statistics import (
     LOG2_E,

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from boe_kernels._rows import with_unit_stride
 from boe_kernels._triton import launch
 from boe_kernels.entropy.triton.parameters import (
     PARTS,
@@ -222,11 +223,6 @@ def empty_stats(logits: Tensor) -> Stats:
     n_rows = logits.shape[0]
     entropy, lse, top1, top2 = (logits.new_empty(n_rows, dtype=torch.float32) for _ in range(4))
     return entropy, lse, top1, top2, logits.new_empty(n_rows, dtype=torch.int64)
-
-
-def with_unit_stride(logits: Tensor) -> Tensor:
-    """``logits``, copied only if neighbouring ids are not neighbours in memory."""
-    return logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()
 
 
 def fill_stats(

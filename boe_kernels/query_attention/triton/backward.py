@@ -15,8 +15,8 @@ from boe_kernels._attention_launch import (
     mask_and_stride,
     tiles_for,
     with_near_columns,
-    with_unit_stride,
 )
+from boe_kernels._rows import with_unit_stride
 from boe_kernels.query_attention.triton.one_pass import one_pass
 from boe_kernels.query_attention.triton.split import split
 

@@ -15,8 +15,8 @@ from boe_kernels._attention_launch import (
     mask_and_stride,
     strides,
     tiles_for,
-    with_unit_stride,
 )
+from boe_kernels._rows import with_unit_stride
 from boe_kernels._triton import launch
 from boe_kernels._triton_attention import (
     LOG2E,

@@ -9,8 +9,8 @@ from boe_kernels._attention_launch import (
     index_set,
     mask_and_stride,
     with_near_columns,
-    with_unit_stride,
 )
+from boe_kernels._rows import with_unit_stride
 from boe_kernels.query_attention.triton.split import split
 from boe_kernels.row_attention.triton.forward import slot_map
 
