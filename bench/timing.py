@@ -26,6 +26,7 @@ Call = Callable[[], object]
 Setting = Callable[[], AbstractContextManager[object]]
 
 _FLUSH_BYTES = 256 * 2**20
+_BUSY_CYCLES = 2_000_000  # about a millisecond: longer than a host takes to launch any graph
 _MIB = 2**20
 
 
@@ -67,17 +68,20 @@ def interleave(
     effort: Effort,
     *,
     settings: Mapping[str, Setting] | None = None,
-    cold: bool = True,
+    launching: bool = True,
     warmed: bool = False,
 ) -> dict[str, Timing]:
     """Time every call once per round, after one untimed round.
 
     Args:
         settings: what a call is to be run under; entering and leaving it is not timed.
-        cold: empty a GPU's L2 cache before each call, for calls that do not do so.
+        launching: what a caller waits for: on a GPU a call begins with an empty queue and a
+            cold L2 cache, and its time holds what it takes to launch. Otherwise the call is
+            queued while the GPU is busy, so that its time is that of its kernels, and finds
+            in the cache what the call before it left there.
         warmed: leave the untimed round out: every call has been run already.
     """
-    stopwatch = _gpu_stopwatch(device, cold) if device.type == "cuda" else _cpu_stopwatch
+    stopwatch = _gpu_stopwatch(device, launching) if device.type == "cuda" else _cpu_stopwatch
     samples: dict[str, list[float]] = {name: [] for name in calls}
     settings = settings or {}
     for name, call in calls.items() if not warmed else ():
@@ -141,14 +145,16 @@ def _cpu_stopwatch(call: Call) -> float:
     return taken * 1e3
 
 
-def _gpu_stopwatch(device: torch.device, cold: bool) -> Callable[[Call], float]:
-    flush = torch.empty(_FLUSH_BYTES if cold else 0, dtype=torch.int8, device=device)
+def _gpu_stopwatch(device: torch.device, launching: bool) -> Callable[[Call], float]:
+    flush = torch.empty(_FLUSH_BYTES if launching else 0, dtype=torch.int8, device=device)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def stopwatch(call: Call) -> float:
         flush.zero_()
         # While the device were busy with this, the host could launch ahead unseen.
         torch.cuda.synchronize(device)
+        if not launching:
+            torch.cuda._sleep(_BUSY_CYCLES)
         start.record()
         call()
         end.record()

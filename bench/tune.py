@@ -3,8 +3,9 @@
 Writes the entries of ``boe_kernels/_attention_tiles.json`` for the architecture at hand, and of
 ``boe_kernels/soft_embedding/fused_tiles.json`` whether the fused soft write is preferred. A tile
 is timed only if each of its binaries compiles without spills and within the shared memory, and
-counts only if its results agree with those of the tiles in the table. Times are kept as they
-come, so that an interrupted run goes on where it was; the table is written after each entry.
+counts only if it runs and its results agree with those of the tiles in the table. Times are kept
+as they come, so that an interrupted run goes on where it was; the table is written after each
+entry.
 Afterwards ``python -m bench resources`` should be run under each Triton that is supported.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -94,6 +96,28 @@ class Times:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"where": self._where, "what": what, "ms": ms}) + "\n")
 
+    def take(
+        self,
+        subject: Entry,
+        role: Role,
+        tile: AnyTile,
+        measure: Callable[[], float | None] | None,
+    ) -> None:
+        """Keep what ``measure`` says; without it, or where it fails, the tile is out.
+
+        A failure that has taken the device away is kept before it ends the run: the next run
+        goes on behind this tile.
+        """
+        try:
+            ms = measure() if measure is not None else None
+        except Exception as error:
+            console().print(f"{subject.kernel}, {subject.key}, {tile}: {error}", markup=False)
+            self.add(subject, role, tile, None)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        else:
+            self.add(subject, role, tile, ms)
+
 
 # --- choosing -----------------------------------------------------------------------
 
@@ -108,8 +132,8 @@ def tune_entry(
         missing = times.missing(subject, role, tiles)
         answers = fit([(architecture, subject, role, tile) for tile in missing])
         for tile, fitting in zip(missing, answers, strict=True):
-            ms = measure(architecture, subject, role, tile) if fitting else None
-            times.add(subject, role, tile, ms)
+            attempt = partial(measure, architecture, subject, role, tile)
+            times.take(subject, role, tile, attempt if fitting else None)
         timed = [(ms, tile) for tile in tiles if (ms := times.of(subject, role, tile)) is not None]
         if timed:
             _, best = min(timed, key=lambda each: each[0])
@@ -125,13 +149,13 @@ def tune_soft_write(
     missing = times.missing(subject, first, tiles)
     answers = fit([(architecture, subject, tile) for tile in missing])
     for tile, fitting in zip(missing, answers, strict=True):
-        ms = measure(architecture, subject, first, tile) if fitting else None
-        times.add(subject, first, tile, ms)
+        attempt = partial(measure, architecture, subject, first, tile)
+        times.take(subject, first, tile, attempt if fitting else None)
     for role in others:
         for tile in times.missing(subject, role, tiles):
             out = times.of(subject, first, tile) is None
-            ms = None if out else measure(architecture, subject, role, tile)
-            times.add(subject, role, tile, ms)
+            attempt = partial(measure, architecture, subject, role, tile)
+            times.take(subject, role, tile, None if out else attempt)
     timed: dict[FusedTile, tuple[float, ...]] = {}
     for tile in tiles:
         by_role = [times.of(subject, role, tile) for role in (first, *others)]
@@ -206,6 +230,16 @@ def _agree(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     return True
 
 
+def tables_in(folder: Path | None) -> tuple[Path, Path]:
+    """The tables of attention and of the soft write: the package's, or copies in ``folder``."""
+    if folder is None:
+        return TABLE, SOFT_TABLE
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in (TABLE, SOFT_TABLE):
+        shutil.copyfile(table, folder / table.name)
+    return folder / TABLE.name, folder / SOFT_TABLE.name
+
+
 def main(argv: Sequence[str]) -> None:
     """Tune what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m bench tune", description=__doc__)
@@ -214,6 +248,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--width", choices=HEAD_DIMS, type=int, nargs="+", default=HEAD_DIMS[:2])
     parser.add_argument("--bits", choices=(16, 32), type=int, nargs="+", default=(16,))
     parser.add_argument("--times", type=Path, help="where times are kept")
+    parser.add_argument("--tables", type=Path, help="where tables are written, if not in place")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compiling processes")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -222,6 +257,7 @@ def main(argv: Sequence[str]) -> None:
     name = hardware_name(device)
     here = for_device({each: each for each in ARCHITECTURES}, device)
     path = options.times or Path("bench/results") / f"tiles-{name.replace(' ', '-')}.jsonl"
+    attention_table, soft_table = tables_in(options.tables)
     import triton
 
     times = Times(path, f"{name}, Triton {triton.__version__}")
@@ -241,7 +277,7 @@ def main(argv: Sequence[str]) -> None:
                 f"{here}, {kernel}, {subject.key}: {listed or 'none fits, not changed'}"
             )
             if tiles:
-                Table(TABLE).write(here, subject, tiles)
+                Table(attention_table).write(here, subject, tiles)
         if SoftSubject.kernel in options.kernel:
 
             def fit_soft(wanted: Sequence[tuple[str, SoftSubject, FusedTile]]) -> Sequence[bool]:
@@ -254,7 +290,7 @@ def main(argv: Sequence[str]) -> None:
                 console().print(f"{here}, {entry.kernel}, {entry.key}: {described(best)}")
                 if best is not None:
                     TILES[here][entry.key] = best
-                    write_tiles(TILES, SOFT_TABLE)
+                    write_tiles(TILES, soft_table)
 
 
 if __name__ == "__main__":

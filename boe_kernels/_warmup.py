@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -87,26 +88,30 @@ def warmup(
                 decided.append(decision)
             if decision.path in ("triton", "triton_fused"):
                 chosen.append((plan, op, decision.path))
-    launches: list[Launch] = []
+    binaries: dict[object, str] = {}
     compiled: list[object] = []
     if chosen:
         if target.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("warm up before a CUDA graph is captured, not meanwhile")
         architecture = architecture_of(target)
-        calls = needed_calls(chosen, architecture)
-        with (
-            torch.no_grad(),
-            _compilations() as compiled,
-            recording(architecture, run=True) as launches,
-        ):
+        calls: list[Callable[[torch.device], object]] = [*needed_calls(chosen, architecture)]
+        calls += [partial(plan.check_values, op) for plan, op, _ in chosen]
+        with torch.no_grad(), _compilations() as compiled:
             for call in calls:
-                call(target)
-            for plan, op, _ in chosen:
-                plan.check_values(op, target)
+                binaries |= _binaries_of(call, target, architecture)
         if target.type == "cuda":
             torch.cuda.synchronize(target)
-    binaries = tuple(_name(launch) for launch in _distinct(launches))
-    return WarmupReport(tuple(decided), binaries, len(compiled), time.perf_counter() - began)
+    names = tuple(binaries.values())
+    return WarmupReport(tuple(decided), names, len(compiled), time.perf_counter() - began)
+
+
+def _binaries_of(
+    call: Callable[[torch.device], object], target: torch.device, architecture: str
+) -> dict[object, str]:
+    """Make a call; the names of the binaries that it ran. Nothing of the call is held."""
+    with recording(architecture, run=True) as launches:
+        call(target)
+    return {launch.signature: _name(launch) for launch in launches}
 
 
 def needed_calls(chosen: Iterable[tuple[Plan, str, str]], architecture: str) -> list[PlannedCall]:
@@ -135,10 +140,6 @@ def _device(device: torch.device | str | None) -> torch.device:
     if found.type == "cuda" and found.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return found
-
-
-def _distinct(launches: Iterable[Launch]) -> list[Launch]:
-    return list({launch.signature: launch for launch in launches}.values())
 
 
 def _name(launch: Launch) -> str:

@@ -57,6 +57,7 @@ _BORROWED = {
         "tests/gpu/test_gpu_query_attention.py",
         "tests/gpu/test_gpu_row_attention.py",
     ),
+    "test_gpu_compiled_step": ("boe", "bench/llm_step.py"),
 }
 
 
@@ -72,10 +73,14 @@ def key_of(file: str) -> Key:
 SANITIZER_KEY = Key(SANITIZER, "", {"tool": "memcheck"}, ("boe_kernels", "tests/gpu"))
 
 
-def is_green(measurements: Sequence[Measurement]) -> bool:
-    """Whether a file's stored outcome says that something ran and nothing failed."""
+def is_green(measurements: Sequence[Measurement], *, on_gpu: bool) -> bool:
+    """Whether a file's stored outcome says that something ran and nothing failed.
+
+    Off the GPU, where a selection runs, a file without any of it is as good.
+    """
     passed = sum(m.value.p50 for m in measurements if m.metric == "passed" and m.value)
-    return passed > 0 and not any(m.metric == "failure" for m in measurements)
+    ran = passed > 0 if on_gpu else len(measurements) > 0
+    return ran and not any(m.metric == "failure" for m in measurements)
 
 
 @dataclass(frozen=True)

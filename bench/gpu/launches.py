@@ -119,7 +119,7 @@ def time_launches(
             continue
         graphs.append((graph, results))
         replays[name] = graph.replay
-    timings = interleave(replays, device, effort, cold=False)
+    timings = interleave(replays, device, effort, launching=False)
     found.timings["graphed"] = {
         name: Timing(tuple(sample / count for sample in timing.samples))
         for name, timing in timings.items()

@@ -88,6 +88,7 @@ BENCHMARK = Benchmark(
         "tests/gpu/test_gpu_tiles.py",
         "tests/gpu/test_gpu_vocabulary.py",
         "tests/gpu/test_gpu_steering.py",
+        "tests/gpu/test_gpu_compiled_step.py",
     ),
     limit=480.0,
     needs=150.0,

@@ -50,7 +50,7 @@ def measure_ceilings(device: torch.device, toy: bool) -> tuple[Ceilings, list[Me
     size, width = (1 << 22, 256) if toy else (1 << 30, 8192)
     source = torch.randint(-128, 128, (size,), dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    timing = interleave({"copy": partial(target.copy_, source)}, device, _EFFORT, cold=False)
+    timing = interleave({"copy": partial(target.copy_, source)}, device, _EFFORT, launching=False)
     taken = timing["copy"].quantiles
     bandwidth = 2 * size / (1e-3 * taken.p50)
     measured = [
@@ -64,7 +64,9 @@ def measure_ceilings(device: torch.device, toy: bool) -> tuple[Ceilings, list[Me
         # In float32 the units for it are much slower.
         n = width if dtype != torch.float32 else width // 2
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        timing = interleave({"matmul": partial(torch.matmul, a, b)}, device, _EFFORT, cold=False)
+        timing = interleave(
+            {"matmul": partial(torch.matmul, a, b)}, device, _EFFORT, launching=False
+        )
         taken = timing["matmul"].quantiles
         operations = 2 * n**3
         arithmetic[dtype] = operations / (1e-3 * taken.p50)

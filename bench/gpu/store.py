@@ -35,6 +35,7 @@ _SHARED = (
     "boe_kernels/*.py",
     "boe_kernels/*.json",
     "bench/timing.py",
+    "bench/gpu/benchmark.py",
     "bench/gpu/launches.py",
     "bench/gpu/roofline.py",
 )

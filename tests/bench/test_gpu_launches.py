@@ -60,8 +60,10 @@ def device(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
 
-    def on_the_cpu(calls, device, effort, settings=None, cold=True):
-        return interleave(calls, torch.device("cpu"), effort, settings=settings, cold=cold)
+    def on_the_cpu(calls, device, effort, settings=None, launching=True):
+        return interleave(
+            calls, torch.device("cpu"), effort, settings=settings, launching=launching
+        )
 
     monkeypatch.setattr(launches, "interleave", on_the_cpu)
     StandInGraph.replays = 0

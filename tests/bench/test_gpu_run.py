@@ -272,6 +272,24 @@ def test_a_case_that_hangs_is_given_up_and_the_rest_goes_on_in_a_new_process(
     assert metrics == ["time_ms", "failure", "wall_s"]
 
 
+def test_a_case_that_outlasts_the_run_is_left_for_another_and_not_stored(
+    tmp_path, monkeypatch, tests_pass
+):
+    hanging, started = Step(1, "hang"), []
+
+    def execute(path, arguments):
+        started.append(arguments)
+        hanging.ended.set()
+
+    monkeypatch.setattr(os, "execv", execute)
+    monkeypatch.setattr(run, "_OVERTIME", 0.2)
+    monkeypatch.setattr(run.Run, "_left", lambda self: 0.1)
+    monkeypatch.setattr(run, "BENCHMARKS", (fake(hanging, limit=60.0),))
+    run.main(["--output", str(tmp_path)])
+    assert len(started) == 1
+    assert not any(row["metric"] == "failure" for row in rows_in(tmp_path))
+
+
 def test_what_cases_share_is_freed_before_those_of_another_benchmark(
     tmp_path, monkeypatch, tests_pass
 ):

@@ -276,3 +276,26 @@ def test_the_command_times_every_entry_that_it_is_asked_for(monkeypatch, table, 
             assert written[kernel][key] == [[64, 32, 4, 2]]
     assert "sm_90, forward, 16 bits, 64: (64, 32, 4, 2)" in capsys.readouterr().out
     assert 64 in HEAD_DIMS
+
+
+def test_a_tile_that_fails_when_it_runs_is_out_and_the_others_are_timed(table, tmp_path, capsys):
+    def milliseconds(role, tile):
+        if tile.held == 64:
+            raise RuntimeError("out of resource: shared memory")
+        return distance(tile, astuple(tile))
+
+    machine = Machine(milliseconds)
+    chosen = machine.tune(FORWARD, times(tmp_path))
+    assert chosen
+    assert all(tile.held != 64 for tile in chosen)
+    assert "out of resource: shared memory" in capsys.readouterr().out
+    again = Machine(milliseconds)
+    again.tune(FORWARD, times(tmp_path))
+    assert again.timed == []
+
+
+def test_tables_can_be_written_elsewhere(tmp_path):
+    attention, soft = tune.tables_in(tmp_path / "out")
+    assert attention.read_bytes() == TABLE.read_bytes()
+    assert soft.read_bytes() == tune.SOFT_TABLE.read_bytes()
+    assert tune.tables_in(None) == (TABLE, tune.SOFT_TABLE)
