@@ -7,6 +7,7 @@ and with an asynchronous device assertion elsewhere, so that no call waits for a
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -36,6 +37,15 @@ def require_positive(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def finite_number(name: str, value: float) -> float:
+    """``value`` as a float, if it is a finite number."""
+    number = float(value)
+    # A compiler's number is not to be looked at.
+    if not torch.compiler.is_compiling() and not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
 
 
 def require_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
@@ -116,19 +126,27 @@ def require_indices(
         raise IndexError(f"{range_message}, got {values}")
     if repeated_message is not None:
         ordered = indices.sort(dim=-1).values
-        repeated = ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()
+        repeats = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+        repeated = repeats.any()
         if not on_cpu:
             torch._assert_async(~repeated, repeated_message)
         elif bool(repeated):
-            raise ValueError(repeated_message)
+            again = int(ordered[..., 1:][repeats][0])
+            raise ValueError(f"{repeated_message}, got {again} more than once")
 
 
 def check_band(window: int | None, block_size: int | None) -> None:
-    """A window reaches 0 rows or more, a block holds 1 row or more."""
-    if window is not None and window < 0:
-        raise ValueError(f"window must be at least 0, got {window}")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    """A window reaches 0 rows or more, a block holds 1 row or more.
+
+    Numbers that a compiler traces are no ``int``, but like one.
+    """
+    for name, value, least in (("window", window, 0), ("block_size", block_size, 1)):
+        if value is None:
+            continue
+        if not isinstance(value, int | torch.SymInt):
+            raise TypeError(f"{name} must be an int or None, got {type(value).__name__}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_grad_rows(grad_rows: str) -> None:

@@ -80,6 +80,7 @@ def register_paths(
 
 
 def registered_ops() -> tuple[str, ...]:
+    """The names of the ops that :func:`decide` knows."""
     return tuple(_REGISTRY)
 
 
@@ -103,6 +104,8 @@ def decide(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if op not in _REGISTRY:
+        raise ValueError(f"op must be one of {', '.join(registered_ops())}, got {op!r}")
     paths = _REGISTRY[op]
     rejected: dict[str, str] = {}
     for path in PATHS if backend == "auto" else (backend,):

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from boe_kernels._arguments import (
     check_attention_tensors,
+    check_band,
+    finite_number,
     require_floating,
     require_same_device,
     require_shape,
@@ -78,9 +80,8 @@ def attention_mass(
         require_floating("weights", weights)
         require_same_device("weights", weights, "q_rows", q_rows)
         require_shape("weights", weights, (batch, count), "(B, S)")
-    for name, value, least in (("window", window, 0), ("block_size", block_size, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    check_band(window, block_size)
+    for name, value in (("window", window), ("block_size", block_size)):
         if value is not None and row_idx is None:
             raise ValueError(f"row_idx is needed with {name}: it tells which keys a row sees")
     rows = None
@@ -88,7 +89,7 @@ def attention_mass(
         check_rows("row_idx", row_idx, batch, key_length, like=q_rows, allow_mask=False)
         require_shape("row_idx", row_idx, (*row_idx.shape[:-1], count), "(..., S)")
         rows = pad_rows(row_idx)
-    scale = 1.0 / math.sqrt(width) if scale is None else float(scale)
+    scale = 1.0 / math.sqrt(width) if scale is None else finite_number("scale", scale)
     path = decide(op.NAME, backend, q_rows.device, q_rows.dtype, q_rows.shape[-1]).path
     inputs = (
         q_rows.detach(),

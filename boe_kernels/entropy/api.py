@@ -47,7 +47,7 @@ def entropy_stats(
             Accumulation is in float32 (float64 for float64).
         suppressed_ids: int64 (K,), ids that are to have probability 0, such as the mask
             token; the logits are not modified.
-        backend: "auto", "native" (on the CPU), "library" or "reference" (plain PyTorch,
+        backend: "auto", "triton", "native" (on the CPU), "library" or "reference" (plain PyTorch,
             differentiable twice).
 
     Returns:

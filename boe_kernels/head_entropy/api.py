@@ -40,8 +40,8 @@ def linear_entropy(
         weight: (V, D) of hidden's dtype. bias: (V,) or ``None``.
         suppressed_ids: int64 (K,), ids that are to have probability 0.
         block_elements: at most this many logits are held at once, but at least one row.
-        backend: "auto", "native" (on the CPU), "library" or "reference" (holds all logits,
-            differentiable twice).
+        backend: "auto", "triton", "native" (on the CPU), "library" or "reference" (holds all
+            logits, differentiable twice).
 
     Returns:
         EntropyStats, with the leading shape of ``hidden``.

@@ -13,7 +13,9 @@ from boe_kernels._arguments import (
     check_attention_tensors,
     check_band,
     check_grad_rows,
+    finite_number,
     require_alike,
+    require_same_device,
     require_shape,
     require_tensor,
 )
@@ -41,6 +43,7 @@ class DeferredRows:
 
     @property
     def rows(self) -> Tensor:
+        """The bound rows. Raises a RuntimeError before :meth:`bind`."""
         if self._rows is None:
             raise RuntimeError("DeferredRows was not bound before the backward: call bind(rows)")
         return self._rows
@@ -75,8 +78,8 @@ def active_query_attention(
         active_idx: the active rows: int64 (A,) shared by the batch, int64 (B, A) padded
             with −1, bool (L,) or bool (B, L). No row twice; A may be 0. Bool masks are
             counted, which waits for a GPU. Or :class:`DeferredRows`.
-        key_padding_mask: bool (B, Lk), True at real keys. A query that sees no key gives
-            zeros.
+        key_padding_mask: bool (B, Lk), True at real keys (in ``nn.MultiheadAttention`` the
+            argument of that name means the opposite). A query that sees no key gives zeros.
         key_bias: (B, Lk), float32 or of q's dtype: added to the scaled scores of every query
             that sees the key, in nats. −∞ excludes the key, as padding does; NaN or +∞ makes
             every query that sees the key NaN. A constant, which gets no gradient except from
@@ -125,7 +128,8 @@ class OutputWithLSE(NamedTuple):
     out: Tensor
     """(B, Hq, L, D)."""
     lse: Tensor
-    """ln Σ exp(scale · q·k + bias) over the visible keys, float32 (B, Hq, L)."""
+    """ln Σ exp(scale · q·k + bias) over the visible keys, (B, Hq, L), float32 (float64 for float64
+    queries)."""
 
 
 def active_query_forward(
@@ -153,8 +157,10 @@ def active_query_forward(
     key_mask = checked_key_mask(key_padding_mask, key_bias, ("q", q), k)
     path = decide(op.NAME, backend, q.device, q.dtype, q.shape[-1]).path
     if path == "reference" or (path == "library" and q.device.type != "cpu"):
+        others = "native or library" if q.device.type == "cpu" else "triton"
         raise ValueError(
-            f"the {path} path does not give the log-sum-exp on {q.device.type}; use the triton path"
+            f"the {path} path does not give the log-sum-exp on {q.device.type}; "
+            f"use the {others} path"
         )
     no_rows = torch.empty(0, dtype=torch.int64, device=q.device)
     with torch.no_grad():
@@ -202,7 +208,11 @@ def active_query_backward(
         require_alike(name, value, "q", q)
         require_shape(name, value, tuple(q.shape), "that of q")
     require_tensor("lse", lse)
+    require_same_device("lse", lse, "q", q)
     require_shape("lse", lse, tuple(q.shape[:3]), "(B, Hq, L)")
+    expected = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if lse.dtype != expected:
+        raise TypeError(f"lse must be {expected} for {q.dtype} queries, got {lse.dtype}")
     check_rows("active_idx", active_idx, q.shape[0], q.shape[2], like=q)
     path = decide(op.NAME, backend, q.device, q.dtype, q.shape[-1]).path
     if path == "reference":
@@ -241,7 +251,7 @@ def _check_structure(
     check_attention_tensors(("q", q), ("k", k), ("v", v), key_padding_mask)
     if window is not None or block_size is not None or grad_rows != "queries":
         _check_same_length_options(q, k, window, block_size, grad_rows)
-    return 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    return 1.0 / math.sqrt(q.shape[3]) if scale is None else finite_number("scale", scale)
 
 
 def _check_same_length_options(

@@ -9,6 +9,7 @@ from torch import Tensor
 from boe_kernels._arguments import (
     check_attention_tensors,
     check_band,
+    finite_number,
     require_alike,
     require_shape,
     require_tensor,
@@ -73,7 +74,7 @@ def active_row_attention(
             f"row_idx must name the {count} rows of q_rows, got shape {tuple(row_idx.shape)}"
         )
     rows = pad_rows(row_idx)
-    scale = 1.0 / math.sqrt(width) if scale is None else float(scale)
+    scale = 1.0 / math.sqrt(width) if scale is None else finite_number("scale", scale)
     path = decide(op.NAME, backend, q_rows.device, q_rows.dtype, q_rows.shape[-1]).path
     inputs = (q_rows, k_rows, v_rows, k, v, rows, key_mask, scale, window, block_size)
     if path == "reference":

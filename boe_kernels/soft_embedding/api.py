@@ -7,6 +7,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from boe_kernels._arguments import (
+    finite_number,
     require_alike,
     require_floating,
     require_same_device,
@@ -120,7 +121,7 @@ def inject_soft_embeddings(
         probs_or_logits,
         table,
         mask_embed,
-        float(alpha),
+        finite_number("alpha", alpha),
         top_k,
         is_logits,
     )
