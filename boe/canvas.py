@@ -54,14 +54,17 @@ class Canvas:
 
     @property
     def batch(self) -> int:
+        """How many sequences there are."""
         return self.ids.shape[0]
 
     @property
     def length(self) -> int:
+        """Positions of the longest sequence, to which the others are padded."""
         return self.ids.shape[1]
 
     @property
     def padded(self) -> bool:
+        """Whether a sequence is shorter than the canvas."""
         return min(self.lengths) < self.length
 
     @property

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from boe import defaults
-from boe.samplers import Strategy, sampler_from
+from boe.arguments import check_number, check_whole
+from boe.samplers import Policy, Strategy, strategy_from
 from boe.samplers.budgets import Budget, FrontLoaded, TokensPerStep
 from boe.samplers.caching import KVCacheName
 
@@ -26,7 +27,7 @@ class DecodingOptions:
     """How prompts are decoded; texts of ``stop``, ``suppress`` and ``delay`` are tokenised.
 
     Attributes:
-        sampler: a specification (:func:`boe.samplers.sampler_from`).
+        sampler: a policy, a strategy, or its specification (:func:`boe.samplers.sampler_from`).
         steps: decoding steps; one token per step if ``None``.
         block_length, temperature, top_p, guidance, kv_cache, cache_refresh, seed: as in
             :func:`boe.generate`.
@@ -37,7 +38,7 @@ class DecodingOptions:
         ValueError: a sampler that cannot be read, or a number outside its range.
     """
 
-    sampler: str = defaults.SAMPLER
+    sampler: str | Policy | Strategy = defaults.SAMPLER
     steps: int | None = None
     block_length: int | None = None
     temperature: float | None = None
@@ -51,11 +52,14 @@ class DecodingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        strategy = Strategy.of(sampler_from(self.sampler))
+        strategy = strategy_from(self.sampler)
         for name in ("steps", "block_length"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                check_whole(name, value)
+        for name in ("temperature", "top_p", "guidance"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name))
         if self.temperature is not None and not 0.0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, got {self.temperature}")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
@@ -105,8 +109,8 @@ def prompt_ids(loaded: LoadedModel, prompt: str, length: int) -> Tensor:
         ids = torch.cat([ids[:cut], torch.full((length,), mask_id), ids[cut:]])
     if not bool((ids == mask_id).any()):
         raise ValueError(
-            f"the prompt holds no {tokenizer.mask_token or f'mask (id {mask_id})'} and --length "
-            "is 0: nothing to fill in"
+            f"the prompt holds no {tokenizer.mask_token or f'mask (id {mask_id})'} and length is "
+            "0: nothing to fill in"
         )
     return ids
 
@@ -115,10 +119,10 @@ def _ids_of(tokenizer: Any, option: str, text: str) -> list[int]:
     """The ids of a text without special tokens around it."""
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     if not ids:
-        raise ValueError(f"--{option} {text!r} is no text to this tokenizer")
+        raise ValueError(f"{option} {text!r} is no text to this tokenizer")
     unknown = tokenizer.unk_token_id
     if unknown in ids and tokenizer.unk_token not in text:
-        raise ValueError(f"--{option} {text!r} holds what is no token of this tokenizer")
+        raise ValueError(f"{option} {text!r} holds what is no token of this tokenizer")
     return ids
 
 
@@ -126,5 +130,5 @@ def _id_of(tokenizer: Any, option: str, text: str) -> int:
     """The id of a text that is one token."""
     ids = _ids_of(tokenizer, option, text)
     if len(ids) > 1:
-        raise ValueError(f"--{option} {text!r} must be one token, it is {len(ids)}")
+        raise ValueError(f"{option} {text!r} must be one token, it is {len(ids)}")
     return ids[0]

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from boe.cli.output import (
     check_json_path,
-    check_parent,
     console_for,
     emit_json,
     silence_transformers,
@@ -27,10 +26,10 @@ from boe.evaluate.ablation import (
 )
 from boe.evaluate.comparison import analyse
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
-from boe.evaluate.files import prepare_directory
 from boe.evaluate.results import write_ablation
 from boe.evaluate.settings import Setting
 from boe.evaluate.tables import p_text, points_between
+from boe.files import check_writable, prepare_directory
 
 
 def run_ablation(
@@ -49,7 +48,7 @@ def run_ablation(
     variants = variants_of(plan.base, plan.axes)
     check_json_path(json_path)
     if plot_path is not None:
-        check_parent(plot_path)
+        check_writable(plot_path)
         check_figure_path(plot_path)
     if plot_path is not None or output is not None:
         require_matplotlib()

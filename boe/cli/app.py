@@ -29,15 +29,37 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="boe",
-    help="Backward-on-Entropy steering for masked diffusion language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+_OF_MANY_PROMPTS = (
+    *("output", "shards", "batch", "workers", "node"),
+    *("executor", "executor_option", "retry_failed"),
+)
+
 SamplerSpec = Annotated[
     str, typer.Option(help="Names and options: confidence, boe:alpha=1,rho=1, boe+eb:gamma=0.1")
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"boe {version('boe-kernels')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show and exit."),
+    ] = False,
+) -> None:
+    """Backward-on-Entropy steering for masked diffusion language models."""
 
 
 @app.command()
@@ -97,6 +119,7 @@ def solve(
 
 @app.command()
 def generate(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Directory or Hub id of a masked language model.")],
     prompt: Annotated[
         str | None,
@@ -109,7 +132,9 @@ def generate(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Decoding steps; one token per step by default.")
     ] = None,
-    block_length: Annotated[int | None, typer.Option(min=1)] = None,
+    block_length: Annotated[
+        int | None, typer.Option(min=1, help="Decode block by block; by default as a whole.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="By default the sampler's own, mostly 0.")
     ] = None,
@@ -214,6 +239,11 @@ def generate(
         group = RankGroup.join(tensor_parallel, device)
     if prompts is None:
         assert prompt is not None
+        for name in _OF_MANY_PROMPTS:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name != "DEFAULT":
+                option = "--" + name.replace("_", "-")
+                raise typer.BadParameter(f"{option} goes with --input, not with --prompt")
         run_generate(
             model,
             prompt,
@@ -243,10 +273,10 @@ def generate(
     from boe.scaling.job import ModelSource
     from boe.text import TextOptions
 
-    source = str(Path(model).resolve()) if Path(model).is_dir() else model
+    folder = str(Path(model).resolve()) if Path(model).is_dir() else model
     complete = run_sharded_generation(
         ModelSource(
-            *(source, dtype, device, mask_id, tokenizer, allow_pickle, trust_remote_code),
+            *(folder, dtype, device, mask_id, tokenizer, allow_pickle, trust_remote_code),
             tensor_parallel=tensor_parallel or 1,
             compilation=compilation,
         ),
@@ -275,8 +305,12 @@ def train(
     ],
     output: Annotated[Path, typer.Option(help="Directory of the checkpoint and model card.")],
     steps: Annotated[int | None, typer.Option(min=1, help="By default the task's own.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="The recipe's own by default.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At its highest; the recipe's own by default.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, masks and order.")] = 0,
     evaluate: Annotated[
@@ -310,7 +344,7 @@ def convert(
     ] = False,
     json: Json = None,
 ) -> None:
-    """Rewrite a LLaDA, Dream, MDLM or SEDD checkpoint: safetensors, the names we run."""
+    """Rewrite a published checkpoint (LLaDA, Dream, MDLM …): safetensors, the names we run."""
     from boe.cli.converting import run_convert
 
     run_convert(source, output, dtype, shard_size, allow_pickle, json)
@@ -361,6 +395,16 @@ def doctor(
     )
     if not healthy:
         raise typer.Exit(1)
+
+
+@app.command()
+def samplers(
+    name: Annotated[str | None, typer.Argument(help="Show this one with its options.")] = None,
+) -> None:
+    """What decoding strategies are put together from, or the options of one part."""
+    from boe.cli.explaining import run_samplers
+
+    run_samplers(name)
 
 
 @app.command()

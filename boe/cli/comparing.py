@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from boe import defaults
-from boe.cli.output import check_json_path, check_parent, console_for, emit_json
+from boe.cli.output import check_json_path, console_for, emit_json
 from boe.cli.running import RECORDS, StudyRunner, run_visibly, task_named
 from boe.evaluate.comparison import Comparison, analyse, curve_name
 from boe.evaluate.equal_cost import Level
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
-from boe.evaluate.files import prepare_directory
 from boe.evaluate.results import write_comparison
 from boe.evaluate.settings import Setting
 from boe.evaluate.study import Study
 from boe.evaluate.tables import p_text, points, text_table
 from boe.evaluate.text_quality import require_mauve, text_results
+from boe.files import check_writable, prepare_directory
 from boe.tasks import ProseTask
 
 
@@ -50,7 +50,7 @@ def run_comparison(
             )
     check_json_path(json_path)
     if plot_path is not None:
-        check_parent(plot_path)
+        check_writable(plot_path)
         check_figure_path(plot_path)
     if plot_path is not None or output is not None:
         require_matplotlib()

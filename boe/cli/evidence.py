@@ -230,7 +230,9 @@ def watch(
     length: Annotated[int, typer.Option(min=0, help="Masks appended after the prompt.")] = 0,
     samplers: Samplers = f"confidence;boe;{defaults.SAMPLER}",
     tokens_per_step: Annotated[int, typer.Option(min=1)] = 1,
-    block_length: Annotated[int | None, typer.Option(min=1)] = None,
+    block_length: Annotated[
+        int | None, typer.Option(min=1, help="Decode block by block; by default as a whole.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="The sampler's own by default.")
     ] = None,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from boe.cli.output import (
     check_json_path,
-    check_parent,
     console_for,
     emit_json,
     progress_on,
@@ -25,10 +24,10 @@ from boe.evaluate.fidelity.measuring import measure_fidelity
 from boe.evaluate.fidelity.report import fidelity_table, plot_fidelity, theorem_table
 from boe.evaluate.fidelity.study import Fidelity
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
-from boe.evaluate.files import prepare_directory
 from boe.evaluate.results import write_fidelity
 from boe.evaluate.store import RecordStore
 from boe.evaluate.tables import Table as ResultTable
+from boe.files import check_writable, prepare_directory
 from boe.samplers import sampler_from
 
 
@@ -41,7 +40,7 @@ def run_fidelity(
     if plan.text is not None and not plan.text.is_file():
         raise FileNotFoundError(f"text {plan.text} is not a file")
     if plot_path is not None:
-        check_parent(plot_path)
+        check_writable(plot_path)
         check_figure_path(plot_path)
     if plot_path is not None or output is not None:
         require_matplotlib()

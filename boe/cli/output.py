@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from boe.evaluate.files import format_json, write_json
+from boe.files import check_writable, format_json, write_json
 
 
 def console_for(json_path: Path | None) -> Console:
@@ -46,14 +46,7 @@ def silence_transformers() -> None:
 def check_json_path(path: Path | None) -> None:
     """Find out that a result could not be written before work is spent on it."""
     if path is not None and str(path) != "-":
-        check_parent(path)
-
-
-def check_parent(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: {path.parent} is not a directory")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a directory")
+        check_writable(path)
 
 
 def emit_json(path: Path | None, content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from boe.evaluate.document import fill_document
-from boe.evaluate.files import write_whole
+from boe.files import write_whole
 
 
 def run_report(documents: Sequence[Path], check: bool, figures: bool) -> bool:

@@ -18,9 +18,8 @@ from boe.tasks.prose.corpus import ARCHIVE, HOW_TO_GET
 from boe.tasks.prose.fitting import SCORER_FOLDER, scorer_recipe, train_prose
 from boe.tasks.prose.model_card import measure_prose, write_prose_model_card
 from boe.tasks.prose.task import ProseTask
-from boe.tasks.sudoku.model import REFINEMENT_STATE_FILE, refinement_of, train_sudoku
+from boe.tasks.sudoku.model import train_sudoku
 from boe.tasks.sudoku.model_card import measure, write_model_card
-from boe.tasks.sudoku.task import SudokuTask
 from boe.tasks.text.fitting import train_text_task
 from boe.tasks.text.model_card import measure_text_task, write_text_model_card
 from boe.tasks.text.task import CharacterTask
@@ -92,7 +91,7 @@ def run_train(
         raise
     with console.status("evaluating"):
         measured = evaluate(items)
-    for state in (STATE_FILE, REFINEMENT_STATE_FILE, f"{SCORER_FOLDER}/{STATE_FILE}"):
+    for state in (STATE_FILE, f"{SCORER_FOLDER}/{STATE_FILE}"):
         (output / state).unlink(missing_ok=True)
     console.print(f"saved to {output}")
     for name, value in measured.items():
@@ -104,11 +103,9 @@ def run_train(
 
 
 def _all_steps(task_name: str, config: TrainConfig) -> int:
-    """The steps of all models and stages."""
+    """The steps of all models."""
     if task_name == ProseTask.name:
         return config.steps + scorer_recipe(config.seed).steps
-    if task_name == SudokuTask.name:
-        return config.steps + refinement_of(config).steps
     return config.steps
 
 
@@ -136,7 +133,7 @@ def _train(
 
         def evaluate_sudoku(items: int) -> dict[str, float]:
             measured = measure(output, items)
-            write_model_card(output, config, measured)
+            write_model_card(output, config, items, measured)
             return measured
 
         return evaluate_sudoku

@@ -12,14 +12,15 @@ from rich.live import Live
 from rich.text import Text
 
 from boe import defaults
-from boe.cli.output import check_parent, silence_transformers
+from boe.cli.output import silence_transformers
 from boe.cli.running import task_named
 from boe.decoding import Item, StepRecord, TokensPerStep, generate
 from boe.evaluate.player.page import write_page
 from boe.evaluate.player.scene import Film, Scene, film_item, film_text
 from boe.evaluate.settings import Setting
+from boe.files import check_writable
 from boe.prompting import prompt_ids
-from boe.samplers import Strategy, sampler_from
+from boe.samplers import strategy_from
 from boe.tasks.sudoku.grid import Grid
 from boe.tasks.sudoku.task import SudokuTask, load_denoiser, puzzle_item
 
@@ -59,7 +60,7 @@ class WatchPlan:
 def run_watch(plan: WatchPlan, html: Path | None) -> None:
     """Decode, and show in the terminal or write one self-contained page."""
     if html is not None:
-        check_parent(html)
+        check_writable(html)
     silence_transformers()
     console = Console()
     with console.status("decoding"):
@@ -227,7 +228,7 @@ def decode_puzzle(
     return generate(
         load_denoiser(),
         puzzle_item(0, clues).canvas,
-        Strategy.of(sampler_from(sampler)).keeping_to(SudokuTask("hard").violated),
+        strategy_from(sampler).keeping_to(SudokuTask("hard").violated),
         budget=TokensPerStep(tokens_per_step),
         temperature=temperature,
         seed=seed,

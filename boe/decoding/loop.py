@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from boe import defaults
+from boe.arguments import check_number, check_whole, token_ids
 from boe.canvas import Canvas
 from boe.decoding.decoder import Decoder
 from boe.decoding.forwards import Forwards
@@ -26,7 +27,7 @@ from boe.samplers.base import Policy, Sampler
 from boe.samplers.budgets import Budget, TokensPerStep
 from boe.samplers.caching import KVCacheName
 from boe.samplers.particles import SMC, ParticleGibbs
-from boe.samplers.specs import sampler_from
+from boe.samplers.specs import strategy_from
 from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens, check_temperature
 
@@ -124,15 +125,26 @@ def generate(
             the sequence and position. torch.OutOfMemoryError: a sequence does not fit into
             memory by itself.
     """
+    if not hasattr(denoiser, "facts"):
+        raise TypeError(
+            "denoiser must be a Denoiser, such as load_model(...).denoiser, "
+            f"got {type(denoiser).__name__}"
+        )
     canvas = Canvas.of(canvas)
-    strategy = Strategy.of(sampler_from(sampler) if isinstance(sampler, str) else sampler)
+    strategy = strategy_from(sampler)
     for ruled in strategy.ruled:
         ruled.checked()
     budget = TokensPerStep(1) if budget is None else budget
+    if not isinstance(budget, Budget):
+        raise TypeError(
+            f"budget must be a Budget such as TokensPerStep(3), got {type(budget).__name__}"
+        )
+    check_whole("seed", seed, least=None)
     tokens = _tokens(strategy, temperature, top_p)
     for name, value in (("block_length", block_length), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None:
+            check_whole(name, value)
+    check_number("guidance", guidance)
     if not (guidance >= 0.0 and math.isfinite(guidance)):
         raise ValueError(f"guidance must be finite and not negative, got {guidance}")
     item_ids = range(canvas.batch) if item_ids is None else item_ids
@@ -144,10 +156,8 @@ def generate(
     cache = strategy.cached(kv_cache, cache_refresh)
     check_cache(cache, facts, strategy.keep)
     check_proofreading(strategy.proofread, denoiser)
-    for name, ids in (("suppress", suppress), ("delay", delay)):
-        for token in ids:
-            if not 0 <= token < facts.vocab_size:
-                raise ValueError(f"{name} must hold ids in [0, {facts.vocab_size}), got {token}")
+    suppress = token_ids("suppress", suppress, facts.vocab_size)
+    delay = token_ids("delay", delay, facts.vocab_size)
     if delay and not isinstance(strategy.which, Sampler):
         raise ValueError(
             f"delay needs a policy that ranks positions, got {strategy.which.name}; "
@@ -162,7 +172,7 @@ def generate(
         strategy,
         tokens,
         seed,
-        delayed=tuple(delay),
+        delayed=delay,
         stop=check_patterns(stop, facts.vocab_size, facts.mask_id),
         stop_when=stop_when,
         on_step=on_step,

@@ -36,6 +36,7 @@ class Account:
         )
 
     def add(self, other: Account) -> None:
+        """Add what another account holds."""
         self.steps += other.steps
         self.nfe_forward += other.nfe_forward
         self.n_backward += other.n_backward
@@ -95,6 +96,7 @@ class Generation:
 
     @property
     def sequences(self) -> list[Tensor]:
+        """The ids of each sequence, int64 (L_n,), without padding."""
         return [item.ids for item in self.items]
 
     @property
@@ -104,6 +106,7 @@ class Generation:
 
     @property
     def total(self) -> Account:
+        """What all sequences cost together."""
         whole = Account()
         for item in self.items:
             whole.add(item.account)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from boe.arguments import token_ids
 from boe.canvas import Canvas
 
 
@@ -16,19 +17,19 @@ def check_patterns(
     """The patterns as tuples.
 
     Raises:
-        ValueError: an empty pattern, or an id that cannot be written.
+        TypeError: no patterns. ValueError: an empty pattern, or an id that cannot be written.
     """
-    checked = tuple(tuple(int(token) for token in pattern) for pattern in patterns)
-    for pattern in checked:
-        if not pattern:
+    checked = []
+    for pattern in patterns:
+        if not isinstance(pattern, Iterable) or isinstance(pattern, str):
+            raise TypeError(f"stop must hold patterns, sequences of token ids, got {pattern!r}")
+        ids = token_ids("stop", pattern, vocabulary)
+        if not ids:
             raise ValueError("stop must hold patterns of at least one id, got an empty one")
-        for token in pattern:
-            if not 0 <= token < vocabulary or token == mask_id:
-                raise ValueError(
-                    f"stop must hold ids in [0, {vocabulary}) other than the mask {mask_id}, "
-                    f"got {token}"
-                )
-    return checked
+        if mask_id in ids:
+            raise ValueError(f"stop must hold ids other than the mask, got {mask_id}")
+        checked.append(ids)
+    return tuple(checked)
 
 
 def stopped_at(

@@ -26,6 +26,7 @@ from boe.denoisers.checkpoint import (
     CheckpointError,
 )
 from boe.denoisers.published import FORMATS, blueprint_of
+from boe.files import prepare_directory
 
 SHARD_BYTES = 4 << 30
 _TOKENIZER_FILES = (
@@ -77,7 +78,7 @@ def convert(
     Raises:
         CheckpointError: the weights do not fit the model or cannot be read.
         UnsupportedModel: it is none of the published formats.
-        FileExistsError: ``output`` holds something already.
+        FileExistsError: ``output`` holds something already. OSError: nothing can be written there.
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
@@ -91,7 +92,7 @@ def convert(
         raise CheckpointError(f"cannot convert {source}: weights do not fit: {report}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"cannot write {output}: it holds something already")
-    output.mkdir(parents=True, exist_ok=True)
+    prepare_directory(output)
     prefix_kept = blueprint.native_config is checkpoint.config
     total = len(checkpoint.tensors)
 

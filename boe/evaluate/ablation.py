@@ -14,7 +14,7 @@ from boe.evaluate.settings import Setting
 from boe.evaluate.statistics import holm
 from boe.evaluate.stored import with_setting
 from boe.evaluate.study import Cell, Group, Study
-from boe.samplers import BoE, Strategy, sampler_from, spec_of
+from boe.samplers import BoE, sampler_from, spec_of, strategy_from
 from boe.tasks import Task, TaskItem
 
 SCHEMA = "boe/ablate/1"
@@ -105,7 +105,7 @@ def variants_of(base: str, axes: Sequence[Axis] | None = None) -> list[Variant]:
     Raises:
         ValueError: an axis names no option of BoE, or the base has no BoE.
     """
-    strategy = Strategy.of(sampler_from(base))
+    strategy = strategy_from(base)
     policy = strategy.which
     assert is_dataclass(policy)
     axes = usual_axes(base) if axes is None else axes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boe import defaults
-from boe.samplers import BoE, Proofread, Strategy, sampler_from
+from boe.samplers import BoE, Proofread, Strategy, sampler_from, strategy_from
 from boe.samplers.boe_options import BETWEEN
 from boe.samplers.candidates import CANDIDATE_RULES
 from boe.samplers.quadrature import QUADRATURES
@@ -49,7 +49,7 @@ PARTS = (
 
 def _parts(spec: str, names: Sequence[str]) -> dict[str, Any]:
     """The fields ``names`` of the strategy that ``spec`` specifies."""
-    strategy = Strategy.of(sampler_from(spec))
+    strategy = strategy_from(spec)
     return {name: getattr(strategy, name) for name in names}
 
 
@@ -143,7 +143,7 @@ strategy is made of."""
 
 def usual_axes(base: str) -> tuple[Axis, ...]:
     """Those of :data:`AXES` that can make a difference: for a strategy without BoE its parts."""
-    strategy = Strategy.of(sampler_from(base))
+    strategy = strategy_from(base)
     axes = AXES
     if not isinstance(strategy.which, BoE):
         axes = tuple(axis for axis in axes if axis.name in PARTS)
@@ -186,9 +186,7 @@ def _part(name: str, value: str) -> Any:
     if value == "none":
         return None
     # A deadline needs a count beside it.
-    strategy = Strategy.of(
-        sampler_from(f"boe+eb+{value}" if name == "deadline" else f"boe+{value}")
-    )
+    strategy = strategy_from(f"boe+eb+{value}" if name == "deadline" else f"boe+{value}")
     part = getattr(strategy, name)
     if part is None:
         raise ValueError(f"{value!r} is no {name} of a strategy")

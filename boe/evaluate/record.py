@@ -12,7 +12,7 @@ from boe.decoding import Generation, Item, generate
 from boe.denoisers.base import Denoiser
 from boe.evaluate.settings import Setting
 from boe.evaluate.study import Cell
-from boe.samplers import Strategy, sampler_from
+from boe.samplers import strategy_from
 from boe.tasks import Task, TaskItem
 
 COSTS = ("nfe_forward", "n_backward", "flop_equiv", "seconds")
@@ -172,7 +172,7 @@ def run_cell(
         options: further arguments of :func:`boe.generate`.
     """
     setting = cell.setting
-    strategy = Strategy.of(sampler_from(cell.sampler))
+    strategy = strategy_from(cell.sampler)
     if strategy.ruled and task is not None:
         strategy = strategy.keeping_to(task.violated)
     return generate(

@@ -8,7 +8,6 @@ from pathlib import Path
 from boe.evaluate.ablation import Ablation
 from boe.evaluate.comparison import AXES, Comparison
 from boe.evaluate.fidelity.study import Fidelity
-from boe.evaluate.files import write_json, write_whole
 from boe.evaluate.record import Record
 from boe.evaluate.tables import (
     ablation_table,
@@ -19,6 +18,7 @@ from boe.evaluate.tables import (
     summary_table,
     text_table,
 )
+from boe.files import write_json, write_whole
 
 
 def write_comparison(comparison: Comparison, directory: Path) -> None:

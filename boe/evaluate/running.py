@@ -16,7 +16,7 @@ from boe.evaluate.fingerprint import fingerprint, short_digest
 from boe.evaluate.record import Record, Trace, decode, trace
 from boe.evaluate.store import RecordStore
 from boe.evaluate.study import Cell, Study
-from boe.samplers import Strategy, sampler_from
+from boe.samplers import Policy, Strategy, strategy_from
 from boe.tasks import Task, TaskItem
 
 
@@ -144,9 +144,9 @@ def _keys(
     return {cell: {**base, **_identity(cell), "kind": kind} for cell in study.cells()}
 
 
-def describe(sampler: str) -> str:
+def describe(sampler: str | Policy | Strategy) -> str:
     """A sampler with every option, so that a changed default makes another sampler of it."""
-    strategy = Strategy.of(sampler_from(sampler))
+    strategy = strategy_from(sampler)
     return repr(strategy) + "".join(sorted(_files_of(strategy)))
 
 

@@ -213,7 +213,7 @@ def require_mauve() -> None:
     """Raise ``ModuleNotFoundError`` where mauve-text is not installed."""
     if find_spec("mauve") is None:
         raise ModuleNotFoundError(
-            "MAUVE needs mauve-text: pip install 'boe-kernels[text]'; "
+            "MAUVE needs mauve-text: pip install '.[text]' in a checkout of boe; "
             "or leave it out (boe compare --no-mauve)"
         )
 

@@ -20,7 +20,8 @@ try:
     from diffusers.schedulers.scheduling_block_refinement import BlockRefinementSchedulerOutput
 except ImportError as error:
     raise ImportError(
-        "boe.integrations.diffusers needs diffusers: pip install 'boe-kernels[diffusers]'"
+        "boe.integrations.diffusers needs diffusers: "
+        "pip install '.[diffusers]' in a checkout of boe"
     ) from error
 
 from boe.canvas import Canvas
@@ -28,7 +29,7 @@ from boe.decoding.draws import seeded
 from boe.decoding.forwards import Forwards
 from boe.denoisers.base import Denoiser, Keep, Prediction
 from boe.denoisers.loading import LoadedModel
-from boe.samplers import Sampler, Strategy, Tokens, sampler_from
+from boe.samplers import Sampler, Tokens, strategy_from
 from boe.samplers.memory import Memory
 from boe.samplers.step import Clock, Step
 from boe.samplers.tokens import propose
@@ -145,7 +146,7 @@ class BoEScheduler(BlockRefinementScheduler):
         self._committed = None
         if editing_threshold is not None:
             raise ValueError(f"editing_threshold must be None, got {editing_threshold}")
-        self.strategy = Strategy.of(sampler_from(sampler))
+        self.strategy = strategy_from(sampler)
         if not isinstance(self.strategy.which, Sampler) or self.strategy.takes_back:
             raise ValueError(f"sampler must rank positions and take none back, got {sampler!r}")
         for part in ("particles", "cache", "deadline", "backtrack"):
@@ -202,7 +203,7 @@ class BoEScheduler(BlockRefinementScheduler):
         if bool(masked.any()):
             greedy = sampling_method == "greedy" or temperature == 0.0
             nucleus = 1.0 if top_p is None or greedy else top_p
-            written = Tokens(temperature=0.0 if greedy else temperature, top_p=nucleus)
+            written = Tokens(0.0 if greedy else temperature, nucleus, "reaching")
             commit, tokens, probability = self._commit(
                 seen, masked, int(timestep), written, generator
             )

@@ -17,7 +17,7 @@ from boe import defaults
 from boe.decoding import FrontLoaded, Item, TokensPerStep, generate
 from boe.denoisers.base import Denoiser
 from boe.denoisers.transformers_model import TransformersDenoiser
-from boe.samplers import Policy, Strategy
+from boe.samplers import Policy, Strategy, strategy_from
 from boe.samplers.caching import KVCacheName
 from boe.text.tokenization import Texts
 
@@ -74,10 +74,10 @@ def boe_generate(
 
     To be given to ``model.generate`` as ``custom_generate``; every keyword from ``sampler``
     on is a keyword of that call. Of the generation config are read: the lengths,
-    ``do_sample`` with ``temperature`` and ``top_p``, ``eos_token_id``, ``pad_token_id`` and
-    ``return_dict_in_generate``. Padded prompts give what they would give alone. The model's
-    attention implementation, training mode and ``requires_grad`` flags are as before
-    afterwards.
+    ``do_sample`` with ``temperature`` and ``top_p`` (transformers' nucleus),
+    ``eos_token_id``, ``pad_token_id`` and ``return_dict_in_generate``. Padded prompts give
+    what they would give alone. The model's attention implementation, training mode and
+    ``requires_grad`` flags are as before afterwards.
 
     transformers hands neither ``streamer`` nor ``tokenizer`` on to a callable, and without
     the latter refuses ``stop_strings``: give ``draft_streamer``, ``stop_texts`` and
@@ -123,7 +123,7 @@ def boe_generate(
         items = generate(
             ready,
             [torch.cat((prompt, masks)) for prompt in prompts],
-            sampler,
+            strategy_from(sampler).with_nucleus("reaching"),
             budget=TokensPerStep(1) if steps is None else FrontLoaded(steps),
             block_length=block_length,
             temperature=config.temperature if config.do_sample else None,

@@ -14,7 +14,8 @@ _SPEC = find_spec("lm_eval")
 # Without a file it is but some folder of that name, which Python takes for a package.
 if _SPEC is None or _SPEC.origin is None:
     raise ImportError(
-        "boe.lm_eval needs lm-eval, which is not installed: pip install 'boe-kernels[lm-eval]'"
+        "boe.lm_eval needs lm-eval, which is not installed: "
+        "pip install '.[lm-eval]' in a checkout of boe"
     )
 
 MODEL = "boe"

@@ -12,9 +12,10 @@ from typing import NoReturn
 import torch
 
 from boe.denoisers import UnsupportedModel
-from boe.evaluate.files import prepare_directory
+from boe.files import prepare_directory
 from boe.lm_eval import MODEL, PROTOCOLS, register
 from boe.lm_eval.costs import failures_in, read_costs, summary_lines
+from boe.lm_eval.loading import source_of
 from boe.lm_eval.settings import EvaluationSettings
 
 
@@ -102,6 +103,7 @@ def _settings_of(arguments: Namespace) -> EvaluationSettings:
     if getattr(arguments, "trust_remote_code", False):
         further["trust_remote_code"] = True
     settings = EvaluationSettings.from_arguments(**{**given, **further})
+    source_of(settings.pretrained)
     if settings.failures == "keep" and settings.costs is None:
         raise ValueError(
             "failures=keep needs a place for the records that name them: give --output_path, or "

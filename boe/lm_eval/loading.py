@@ -14,24 +14,32 @@ from boe.scaling.rank_group import RankGroup
 _EMBEDDED = "embedded:"
 
 
+def source_of(pretrained: str) -> str:
+    """The checkpoint that a model's name stands for.
+
+    Raises:
+        ValueError: no text task with a denoiser has that name.
+    """
+    if not pretrained.startswith(_EMBEDDED):
+        return pretrained
+    from boe.lm_eval.protocols.embedded import TEXT_TASKS
+
+    name = pretrained.removeprefix(_EMBEDDED)
+    if name not in TEXT_TASKS:
+        known = ", ".join(TEXT_TASKS)
+        raise ValueError(f"pretrained must be {_EMBEDDED} and one of {known}, got {name!r}")
+    return str(TEXT_TASKS[name].weights)
+
+
 def load(settings: EvaluationSettings, ranks: Ranks, group: RankGroup | None = None) -> LoadedModel:
     """The checkpoint that is named, on this process's device or shared out over ``group``.
 
     Raises:
-        ValueError: no text task with a denoiser has that name.
+        ValueError: as :func:`source_of`.
         FileNotFoundError, UnsupportedModel, ValueError: as :func:`boe.load_model`.
     """
-    source = settings.pretrained
-    if source.startswith(_EMBEDDED):
-        from boe.lm_eval.protocols.embedded import TEXT_TASKS
-
-        name = source.removeprefix(_EMBEDDED)
-        if name not in TEXT_TASKS:
-            known = ", ".join(TEXT_TASKS)
-            raise ValueError(f"pretrained must be {_EMBEDDED} and one of {known}, got {name!r}")
-        source = str(TEXT_TASKS[name].weights)
     return load_model(
-        source,
+        source_of(settings.pretrained),
         device=ranks.device(settings.device) if group is None else None,
         dtype=dtype_named(settings.dtype),
         mask_id=settings.mask_id,

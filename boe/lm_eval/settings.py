@@ -16,7 +16,7 @@ from boe import defaults
 from boe.decoding.setbacks import check_failures
 from boe.denoisers.base import Engine
 from boe.denoisers.placement import check_compilation
-from boe.samplers import BoE, FrontLoaded, Strategy, TokensPerStep, sampler_from
+from boe.samplers import BoE, FrontLoaded, Strategy, TokensPerStep, strategy_from
 from boe.samplers.budgets import Budget
 
 # What cannot change an answer, but for rounding.
@@ -165,7 +165,8 @@ class EvaluationSettings:
         Raises:
             ValueError: no such sampler, or an engine that it does not take.
         """
-        strategy = Strategy.of(sampler_from(self.sampler.replace(";", ",")))
+        strategy = strategy_from(self.sampler.replace(";", ","))
+        strategy = strategy.with_nucleus("reaching")
         if self.engine is None:
             return strategy
         if not isinstance(strategy.which, BoE):

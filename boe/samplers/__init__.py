@@ -29,7 +29,15 @@ from boe.samplers.remdm import (
     RemdmRescale,
     Renoise,
 )
-from boe.samplers.specs import COUNTS, PARTICLES, REMASKS, SAMPLERS, sampler_from, spec_of
+from boe.samplers.specs import (
+    COUNTS,
+    PARTICLES,
+    REMASKS,
+    SAMPLERS,
+    sampler_from,
+    spec_of,
+    strategy_from,
+)
 from boe.samplers.step import Clock, Move, Scores, Step, StepCost, top_positions
 from boe.samplers.strategy import Strategy
 from boe.samplers.tokens import Tokens
@@ -96,5 +104,6 @@ __all__ = [
     "choose",
     "sampler_from",
     "spec_of",
+    "strategy_from",
     "top_positions",
 ]

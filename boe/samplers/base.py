@@ -72,6 +72,7 @@ class Policy(ABC):
 
     @property
     def combines(self) -> bool:
+        """Whether gradients go through both branches of classifier-free guidance."""
         return False
 
     @property
@@ -224,7 +225,9 @@ def choose(
         left = among & ~ready & ranked.unsqueeze(1)
         asked = replace(asked, eligible=left, budget=fill)
     # Rows whose eligible positions will all be revealed leave nothing to score.
-    scores = sampler.score(asked) if bool(ranked.any()) else Scores(step.stats.top1)
+    scores = Scores(step.stats.top1)
+    if bool(ranked.any()):
+        scores = _checked(sampler.score(asked), sampler, asked, ranked)
     values = torch.where(ranked.unsqueeze(1), scores.values, step.stats.top1)
     if among is not eligible:
         # Where too few others are left, all of them go before the delayed ones.
@@ -243,6 +246,24 @@ def choose(
     if remask is not None:
         remask.remember(step, move)
     return move
+
+
+def _checked(scores: Scores, sampler: Sampler, step: Step, ranked: Tensor) -> Scores:
+    """What a sampler answered, which may be anybody's own."""
+    name = f"{type(sampler).__name__}.score"
+    if not isinstance(scores, Scores):
+        raise TypeError(f"{name} must return Scores, got {type(scores).__name__}")
+    wanted = tuple(step.eligible.shape)
+    if tuple(scores.values.shape) != wanted:
+        raise ValueError(
+            f"{name} must return values of shape (B, P) = {wanted}, "
+            f"got {tuple(scores.values.shape)}"
+        )
+    wrong = scores.values.isnan() & step.eligible & ranked.unsqueeze(1)
+    # Of logits that are NaN the decoder tells.
+    if bool((wrong & ~step.stats.entropy.isnan()).any()):
+        raise ValueError(f"{name} returned NaN for a position that may be revealed")
+    return scores
 
 
 def _taken_back(step: Step, remask: Remask) -> Tensor:

@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from boe.arguments import check_whole
+
 
 class Budget(ABC):
     """A plan of how many tokens each step reveals."""
@@ -25,8 +27,7 @@ class TokensPerStep(Budget):
     tokens: int = 1
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
+        check_whole("tokens", self.tokens)
 
     def plan(self, masks: int, blocks: int = 1) -> tuple[int, ...]:
         whole, rest = divmod(masks, self.tokens)
@@ -40,8 +41,7 @@ class _Steps(Budget):
     steps: int
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_whole("steps", self.steps)
 
     def share(self, blocks: int) -> int:
         return max(1, self.steps // blocks)

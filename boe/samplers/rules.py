@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from boe.canvas import Canvas
@@ -30,7 +32,7 @@ class Ruled:
     name: ClassVar[str]
 
     def checked(self) -> Violated:
-        """The rule.
+        """The rule, whose answers are checked: it may be anybody's own.
 
         Raises:
             ValueError: there is none.
@@ -40,4 +42,16 @@ class Ruled:
                 f"{self.name} needs a rule, and this decode has no task to take it from: put "
                 f"{type(self).__name__}(violated) into the strategy"
             )
-        return self.violated
+        return partial(_answer, self.violated)
+
+
+def _answer(violated: Violated, canvas: Canvas) -> Tensor:
+    found: object = violated(canvas)
+    if not isinstance(found, Tensor):
+        raise TypeError(f"violated must return a bool tensor (B,), got {type(found).__name__}")
+    if found.dtype != torch.bool or tuple(found.shape) != (canvas.batch,):
+        raise ValueError(
+            f"violated must return bool of shape (B,) = ({canvas.batch},), "
+            f"got {found.dtype} of shape {tuple(found.shape)}"
+        )
+    return found

@@ -77,6 +77,8 @@ def sampler_from(spec: str) -> Policy | Strategy:
         ValueError: unknown part or option, a value that does not fit, or parts that do not
             go together.
     """
+    if not isinstance(spec, str):
+        raise TypeError(f"sampler must be a specification text, got {type(spec).__name__}")
     first, *others = _SEPARATOR.split(spec)
     homes: dict[str, type[Count] | type[Remask] | type[Particles]]
     homes = {**COUNTS, **REMASKS, **PARTICLES}
@@ -85,7 +87,9 @@ def sampler_from(spec: str) -> Policy | Strategy:
         first = homes[first.partition(":")[0]].home
     name = first.partition(":")[0]
     if name not in SAMPLERS:
-        known = ", ".join((*SAMPLERS, *homes))
+        if name in _further_parts():
+            raise ValueError(f"{name} is a further part: put a policy before it, as in boe+{name}")
+        known = ", ".join((*SAMPLERS, *(each for each in homes if each != ParticleGibbs.name)))
         raise ValueError(f"sampler must be one of {known}, got {name!r}")
     policy = _part(first, SAMPLERS[name])
     assert isinstance(policy, Policy)
@@ -99,6 +103,22 @@ def sampler_from(spec: str) -> Policy | Strategy:
             raise ValueError(f"{spec!r} has two parts that decide {place}")
         chosen[place] = part
     return Strategy(policy, **chosen)
+
+
+def strategy_from(sampler: str | Policy | Strategy) -> Strategy:
+    """A strategy from whatever form one is given in.
+
+    Raises:
+        TypeError: it is none of them. ValueError: as :func:`sampler_from`.
+    """
+    if isinstance(sampler, Policy | Strategy):
+        return Strategy.of(sampler)
+    if not isinstance(sampler, str):
+        raise TypeError(
+            "sampler must be a specification text, a policy or a strategy, "
+            f"got {type(sampler).__name__}"
+        )
+    return Strategy.of(sampler_from(sampler))
 
 
 def spec_of(strategy: Policy | Strategy) -> str:
@@ -117,12 +137,27 @@ def spec_of(strategy: Policy | Strategy) -> str:
     return "+".join([_text(strategy.which), *(_text(part) for part in parts if part is not None)])
 
 
-def _kind_of(text: str, spec: str) -> type[Part]:
-    kinds: dict[str, type[Part]] = {
-        **{**COUNTS, **REMASKS, **PARTICLES},
-        **{kind.name: kind for kind in (Tokens, Verifier, Backtrack, Deadline, Proofread)},
-        **KV_CACHES,
+def parts_by_kind() -> dict[str, dict[str, type[Part]]]:
+    """Everything that a specification can name, the policies first."""
+    return {
+        "policies": {**SAMPLERS},
+        "counts": {**COUNTS},
+        "remasking": {**REMASKS},
+        "particles": {**PARTICLES},
+        "further parts": {
+            kind.name: kind for kind in (Tokens, Verifier, Backtrack, Deadline, Proofread)
+        },
+        "caches": {**KV_CACHES},
     }
+
+
+def _further_parts() -> dict[str, type[Part]]:
+    _, *others = parts_by_kind().values()
+    return {name: kind for kinds in others for name, kind in kinds.items()}
+
+
+def _kind_of(text: str, spec: str) -> type[Part]:
+    kinds = _further_parts()
     name = text.partition(":")[0]
     if name in SAMPLERS:
         raise ValueError(f"{spec!r} names two policies; a policy comes first, and once")
@@ -151,10 +186,12 @@ def _part(text: str, kind: type[Part]) -> Part:
     known = {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
-        key, equals, value = option.partition("=")
+        key, equals, value = (part.strip() for part in option.partition("="))
         if not equals or (key not in known and not (key == "preset" and kind is BoE)):
             offered = ", ".join(known) or "none"
-            raise ValueError(f"{name} has no option {option!r}; its options: {offered}")
+            # A list of samplers with commas between them, read as one.
+            hint = "; where samplers have options, ';' separates them" if key in SAMPLERS else ""
+            raise ValueError(f"{name} has no option {option!r}; its options: {offered}{hint}")
         if key in values:
             raise ValueError(f"{name} has the option {key} twice in {text!r}")
         values[key] = value if key == "preset" else _parse(key, value, known[key])
@@ -163,8 +200,14 @@ def _part(text: str, kind: type[Part]) -> Part:
     return kind(**values)
 
 
+_IN_WORDS = {
+    **{bool: "true or false", int: "a whole number", float: "a number"},
+    **{type(None): "none"},
+}
+
+
 def _parse(key: str, text: str, kind: Any) -> Any:
-    accepted = get_args(kind) or (kind,)
+    accepted = [one for arm in get_args(kind) or (kind,) for one in get_args(arm) or (arm,)]
     if type(None) in accepted and text == "none":
         return None
     try:
@@ -174,7 +217,7 @@ def _parse(key: str, text: str, kind: Any) -> Any:
             if number in accepted:
                 return number(text)
     except (ValueError, KeyError):
-        names = " or ".join(getattr(one, "__name__", str(one)) for one in accepted)
+        names = " or ".join(_IN_WORDS.get(one, str(one)) for one in accepted)
         raise ValueError(f"{key} must be {names}, got {text!r}") from None
     if not any(one is str or isinstance(one, str) for one in accepted):
         raise ValueError(f"{key} has no text form; pass it in Python")

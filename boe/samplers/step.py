@@ -128,6 +128,7 @@ class Step:
 
     @property
     def positions(self) -> Tensor:
+        """int64 (B, P): the position of each slot, -1 for padding."""
         return self.prediction.positions
 
     def of_rows(self, number: Callable[[Clock], float]) -> Tensor:

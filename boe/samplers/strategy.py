@@ -15,8 +15,15 @@ from boe.samplers.particles import Particles
 from boe.samplers.proofreading import Proofread
 from boe.samplers.remdm import Renoise
 from boe.samplers.rules import Ruled, Violated
-from boe.samplers.tokens import Tokens
+from boe.samplers.tokens import Nucleus, Tokens
 from boe.samplers.verifying import Verifier
+
+_KINDS: dict[str, type] = {
+    **{"which": Policy, "count": Count, "tokens": Tokens, "remask": Remask},
+    **{"particles": Particles, "verifier": Verifier, "cache": KVCache, "deadline": Deadline},
+    **{"backtrack": Backtrack, "proofread": Proofread},
+}
+"""What each field of a strategy holds."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,12 @@ class Strategy:
         return repr_of(self, ("verifier", "cache", "deadline", "backtrack", "proofread"))
 
     def __post_init__(self) -> None:
-        if not isinstance(self.which, Policy):
-            raise TypeError(f"which must be a policy, got {type(self.which).__name__}")
+        for place, kind in _KINDS.items():
+            part = getattr(self, place)
+            if not isinstance(part, kind) and (part is not None or place == "which"):
+                raise TypeError(
+                    f"{place} must be a {kind.__name__.lower()}, got {type(part).__name__}"
+                )
         name = self.which.name
         if self.count is not None and not isinstance(self.which, Sampler):
             raise ValueError(
@@ -116,6 +127,13 @@ class Strategy:
         """The policy as a strategy."""
         return policy if isinstance(policy, Strategy) else cls(policy)
 
+    def with_nucleus(self, nucleus: Nucleus) -> Strategy:
+        """This strategy, with a nucleus unless it names one."""
+        tokens = self.tokens or Tokens()
+        if tokens.nucleus is not None:
+            return self
+        return replace(self, tokens=replace(tokens, nucleus=nucleus))
+
     def cached(self, kv_cache: str | None, refresh: int | None) -> KVCache:
         """The cache of a decode: the caller's word goes before the strategy's.
 
@@ -142,6 +160,7 @@ class Strategy:
 
     @property
     def keep(self) -> Keep:
+        """What a forward keeps for the gradient of the same step."""
         return self.which.keep
 
     def steers(self, clock: Clock) -> bool:
@@ -151,10 +170,12 @@ class Strategy:
         return self.which.steers(clock)
 
     def plan(self, planned: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens per step of a block, from what the budget has planned."""
         own = self.which.plan(planned)
         return own if self.remask is None else self.remask.plan(own)
 
     def duration(self, plan: tuple[int, ...]) -> int:
+        """How many steps a block with this plan is expected to take."""
         return self.which.duration(plan)
 
     def least_steps(self, plan: tuple[int, ...]) -> int:
@@ -174,6 +195,7 @@ class Strategy:
         )
 
     def move(self, step: Step) -> Move:
+        """What a step reveals, writes and takes back."""
         move = self._chosen(step)
         return move if self.verifier is None else self.verifier.allow(step, move)
 

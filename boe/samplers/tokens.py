@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from boe.arguments import check_number
 from boe.denoisers.base import Prediction
+from boe.samplers.late_options import repr_of
 from boe_kernels import EntropyStats, entropy_stats, sample_tokens
 from boe_kernels.token_sampling.api import LEAST_TEMPERATURE
 from boe_kernels.token_sampling.noise import gumbel_noise
@@ -20,7 +22,10 @@ _STRIDE = 0x5851F42D4C957F2D
 _HALF = 1 << 62
 
 
-@dataclass(frozen=True)
+Nucleus = Literal["within", "reaching"]
+
+
+@dataclass(frozen=True, repr=False)
 class Tokens:
     """How tokens are drawn.
 
@@ -28,17 +33,29 @@ class Tokens:
         temperature: 0 writes the most probable token; from 1e-6 on, tokens are drawn from
             softmax(z / temperature) by Gumbel noise of 64 bits
             (:func:`boe_kernels.sample_tokens`). ``None``: the policy's own.
-        top_p: draw from the nucleus (Holtzman et al., 2020): the most probable tokens
-            whose inclusive cumulative probability is at most this, and always the first.
-            ReMDM uses 0.9 in all its text runs.
+        top_p: draw from the nucleus of this probability only; ReMDM uses 0.9 in all its text
+            runs.
+        nucleus: "within", as MDLM and ReMDM have it: the most probable tokens whose inclusive
+            cumulative probability is at most ``top_p``, and always the first. "reaching": the
+            fewest that have at least ``top_p`` together (Holtzman et al., 2020), as in
+            transformers and vLLM: one token more. ``None``: "within", but "reaching" where
+            ``top_p`` comes from transformers, diffusers or lm-eval.
     """
 
     temperature: float | None = None
     top_p: float = 1.0
+    nucleus: Nucleus | None = None
 
     name: ClassVar[str] = "tokens"
 
+    def __repr__(self) -> str:
+        return repr_of(self, ("nucleus",))
+
     def __post_init__(self) -> None:
+        if self.nucleus not in (None, *get_args(Nucleus)):
+            raise ValueError(
+                f"nucleus must be one of {', '.join(get_args(Nucleus))}, got {self.nucleus!r}"
+            )
         check_temperature(self.temperature)
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
@@ -47,6 +64,7 @@ class Tokens:
 def check_temperature(temperature: float | None) -> None:
     if temperature is None:
         return
+    check_number("temperature", temperature)
     if not (temperature >= 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be finite and not negative, got {temperature}")
     if 0.0 < temperature < LEAST_TEMPERATURE:
@@ -98,7 +116,7 @@ def propose(
     allowed = logits
     if tokens.top_p < 1.0:
         # Sequence by sequence: float64 logits of a whole batch may not fit.
-        outside = [_outside_nucleus(row.double() / temperature, tokens.top_p) for row in logits]
+        outside = [_outside_nucleus(row.double() / temperature, tokens) for row in logits]
         allowed = logits.masked_fill(torch.stack(outside), -torch.inf)
     proposal, stats = sample_tokens(allowed, seeds, temperature=temperature)
     if allowed is not logits:
@@ -140,9 +158,14 @@ def _log_probability(z: Tensor, tokens: Tensor) -> Tensor:
     return z.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - z.logsumexp(dim=-1)
 
 
-def _outside_nucleus(z: Tensor, top_p: float) -> Tensor:
+def _outside_nucleus(z: Tensor, tokens: Tokens) -> Tensor:
     """bool, as ``z`` (P, V): ids outside the nucleus of softmax(z)."""
     ordered, order = z.sort(dim=-1, descending=True, stable=True)
-    outside = ordered.softmax(dim=-1).cumsum(dim=-1) > top_p
+    p = ordered.softmax(dim=-1)
+    cumulative = p.cumsum(dim=-1)
+    if tokens.nucleus == "reaching":
+        outside = cumulative - p >= tokens.top_p
+    else:
+        outside = cumulative > tokens.top_p
     outside[..., 0] = False
     return torch.zeros_like(outside).scatter(-1, order, outside)

@@ -18,10 +18,10 @@ from boe.denoisers import UnsupportedModel
 from boe.denoisers.loading import LoadedModel, load_model
 from boe.denoisers.placement import compiled_as, dtype_named, require_device
 from boe.evaluate.environment import environment
-from boe.evaluate.files import write_json, write_whole
 from boe.evaluate.fingerprint import fingerprint
 from boe.evaluate.store import RecordStore, digest_of
-from boe.samplers import Strategy, sampler_from
+from boe.files import write_json, write_whole
+from boe.samplers import strategy_from
 from boe.scaling.job import JobFolder, ModelSource
 from boe.scaling.prompts import Prompt
 from boe.scaling.rank_group import RankGroup
@@ -59,7 +59,7 @@ class Replica:
         options = self.job.options
         # A name that is no token is found here, and not at every prompt.
         options.arguments(self.loaded.tokenizer)
-        shares_fate = Strategy.of(sampler_from(options.sampler)).particles is not None
+        shares_fate = strategy_from(options.sampler).particles is not None
         self._made_with = {
             "denoiser": fingerprint(self.loaded.denoiser),
             "environment": environment(),

@@ -19,7 +19,8 @@ _SPEC = find_spec("datatrove")
 # Without a file it is but some folder of that name, which Python takes for a package.
 if _SPEC is None or _SPEC.origin is None:
     raise ModuleNotFoundError(
-        "sharded work needs datatrove, which is not installed: pip install 'boe-kernels[scaling]'"
+        "sharded work needs datatrove, which is not installed: "
+        "pip install '.[scaling]' in a checkout of boe"
     )
 
 from datatrove.executor.base import DistributedEnvVars, PipelineExecutor  # noqa: E402

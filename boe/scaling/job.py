@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import boe
 from boe.denoisers.placement import check_compilation
-from boe.evaluate.files import write_json
 from boe.evaluate.running import describe
+from boe.files import prepare_directory, write_json
 from boe.scaling.prompts import Deal, digest_of_file, read_prompts
 from boe.text import TextOptions
 
@@ -196,11 +196,10 @@ class JobFolder:
 
         Raises:
             ValueError: another job is here; the message names what differs.
-            NotADirectoryError: the path is a file.
+            OSError: nothing can be written there.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"cannot write to {self.path}: it is a file")
-        for folder in (self.path, self.progress(0).parent, self.shard(0).parent, self.workers):
+        prepare_directory(self.path)
+        for folder in (self.progress(0).parent, self.shard(0).parent, self.workers):
             folder.mkdir(parents=True, exist_ok=True)
         new = json.loads(json.dumps(job.as_json()))
         if not self.job.exists():

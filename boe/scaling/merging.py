@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from boe.evaluate.files import write_json
 from boe.evaluate.record import COSTS
+from boe.files import write_json
 from boe.scaling.job import JobFolder
 
 SCHEMA = "boe/generation/1"

@@ -11,11 +11,11 @@ from typing import Any
 import boe
 from boe.denoisers.base import Denoiser
 from boe.evaluate.environment import environment
-from boe.evaluate.files import write_json
 from boe.evaluate.fingerprint import fingerprint
 from boe.evaluate.running import Run, run_study, stored_run
 from boe.evaluate.store import RecordStore
 from boe.evaluate.study import Cell, Study
+from boe.files import write_json
 from boe.scaling.job import JobFolder
 from boe.tasks import TASKS, Task, TaskItem
 

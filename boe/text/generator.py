@@ -49,6 +49,11 @@ class TextGenerator:
     """
 
     def __init__(self, model: LoadedModel, options: TextOptions | None = None) -> None:
+        if not isinstance(model, LoadedModel):
+            raise TypeError(
+                "model must be a LoadedModel, as load_model(...) gives it (from a path: "
+                f"TextGenerator.from_pretrained), got {type(model).__name__}"
+            )
         self.model = model
         self.options = TextOptions() if options is None else options
         self.texts = Texts(model.tokenizer, model.denoiser.facts.mask_id)

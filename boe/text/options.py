@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from boe.arguments import check_whole
 from boe.decoding.setbacks import Failures, check_failures
 from boe.prompting import DecodingOptions
 
@@ -40,9 +41,7 @@ class TextOptions(DecodingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_whole(name, getattr(self, name))
         for name in ("stop", "suppress", "delay", "eos"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be a tuple of texts, got one text")

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from boe.cli.lists import split_numbers, split_samplers, split_values
 from boe.cli.training import training_config
 from boe.decoding import TokensPerStep
 from boe.defaults import SAMPLER
+from boe.samplers.specs import parts_by_kind
 from boe.tasks.countdown.task import CountdownTask
 from boe.tasks.sudoku.model import train_sudoku
 from boe.tasks.sudoku.task import SudokuTask
@@ -126,9 +129,26 @@ def test_solve_takes_the_default_strategy_as_generate_does() -> None:
 
 
 def test_solve_goes_back_to_wrong_guesses_where_it_is_asked_to() -> None:
-    puzzle = "010500040002400000004000786000000000070600001031002005080024000200701600900060020"
+    puzzle = "304005000000300700000004020903020000070603400020059008800000201040000005000007089"
     assert invoke("solve", puzzle, "--sampler", "threshold:value=0.99").exit_code == 1
     assert invoke("solve", puzzle, "--sampler", "threshold:value=0.99+backtrack").exit_code == 0
+
+
+def test_samplers_lists_every_part_and_the_options_of_one() -> None:
+    listed = invoke("samplers").output
+    assert all(name in listed for name in ("boe", "overlap", "remdm-cap", "proofread", "delayed"))
+    shown = invoke("samplers", "factor").output
+    assert "factor" in shown
+    assert "default" in shown
+    for parts in parts_by_kind().values():
+        for name, kind in parts.items():
+            result = invoke("samplers", name)
+            assert result.exit_code == 0
+            assert all(field.name in result.output for field in fields(kind))
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert invoke("--version").output.strip() == f"boe {version('boe-kernels')}"
 
 
 @pytest.mark.parametrize("command", ["demo", "compare", "watch"])
@@ -368,6 +388,20 @@ def test_generate_appends_masks_before_the_closing_token(tmp_path: Path) -> None
     assert content["text"].startswith("the cat ")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--output", "answers"),
+        *(("--shards", "4"), ("--batch", "3"), ("--workers", "2"), ("--node", "1/4")),
+        *(("--executor", "slurm"), ("--retry-failed",)),
+    ],
+)
+def test_options_of_many_prompts_are_refused_with_one(option: tuple[str, ...]) -> None:
+    result = invoke("generate", "--model", "nowhere", "--prompt", "a [MASK]", *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} goes with --input" in result.output
+
+
 def test_generate_decodes_block_by_block(tmp_path: Path) -> None:
     model = save_tiny_bert(tmp_path / "model")
     result = invoke(
@@ -388,7 +422,7 @@ def test_generate_fails_in_one_line(fail, tmp_path: Path) -> None:
         (["--model", tmp_path / "nowhere", "--prompt", "a [MASK]"], "cannot load"),
         (["--model", tmp_path / "empty", "--prompt", "a [MASK]"], "holds no config.json"),
         (["--model", tmp_path / "damaged", "--prompt", "a [MASK]"], "cannot load"),
-        (["--model", model, "--prompt", "the cat"], "holds no [MASK] and --length is 0"),
+        (["--model", model, "--prompt", "the cat"], "holds no [MASK] and length is 0"),
         (["--model", model, "--prompt", "a", "--length", 90], "canvas has 93 positions"),
         (["--model", model, "--prompt", "a [MASK]", "--dtype", "int8"], "dtype must be one of"),
         (["--model", model, "--prompt", "a [MASK]", "--device", "abacus"], "abacus"),
@@ -436,9 +470,8 @@ def test_train_writes_a_checkpoint_with_its_model_card(
 
 
 @pytest.mark.usefixtures("small_training")
-@pytest.mark.parametrize("step", [3, 5], ids=["in the first stage", "in the refinement"])
 def test_an_interrupted_training_goes_on_to_the_same_weights(
-    fail, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int
+    fail, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("boe.cli.training.measure", lambda checkpoint, count: {"nothing": 0.0})
     assert invoke(*TRAIN, "--output", tmp_path / "whole").exit_code == 0
@@ -446,7 +479,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     def interrupted(config, output, on_step):
         def stop(done: int, loss: float) -> None:
             on_step(done, loss)
-            if done == step:
+            if done == 3:
                 raise KeyboardInterrupt
 
         return train_sudoku(config, output, stop, grids=5)

@@ -94,11 +94,11 @@ def test_the_nucleus_reaches_the_loop(model: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "text", "message"),
     [
-        ("suppress", "the cat", "--suppress 'the cat' must be one token, it is 2"),
-        ("delay", "", "--delay '' is no text to this tokenizer"),
-        ("stop", "", "--stop '' is no text to this tokenizer"),
-        ("stop", "the zebra", "--stop 'the zebra' holds what is no token of this tokenizer"),
-        ("suppress", "zebra", "--suppress 'zebra' holds what is no token of this tokenizer"),
+        ("suppress", "the cat", "suppress 'the cat' must be one token, it is 2"),
+        ("delay", "", "delay '' is no text to this tokenizer"),
+        ("stop", "", "stop '' is no text to this tokenizer"),
+        ("stop", "the zebra", "stop 'the zebra' holds what is no token of this tokenizer"),
+        ("suppress", "zebra", "suppress 'zebra' holds what is no token of this tokenizer"),
     ],
 )
 def test_texts_that_are_no_tokens_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from boe import (
     sampler_from,
 )
 from boe.canvas import Canvas
-from boe.samplers import Deadline, Entropy, Move, OverlapBound, Policy, Scores, Step
+from boe.samplers import Deadline, Entropy, Move, OverlapBound, Policy, Sampler, Scores, Step
 
 CONFIDENCES = [0.9, 0.3, 0.8, 0.4, 0.7, 0.5, 0.6, 0.35, 0.85, 0.45]
 
@@ -456,6 +457,58 @@ def test_canvases_that_cannot_be_decoded_are_refused_with_the_reason(
 def test_options_that_make_no_sense_are_refused_by_name(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(fake(), blank(3), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": 3}, "sampler must be a specification text, a policy or a strategy, got int"),
+        ({"budget": 3}, r"budget must be a Budget such as TokensPerStep\(3\), got int"),
+        ({"block_length": 2.5}, r"block_length must be a whole number, got 2\.5"),
+        ({"batch_size": "2"}, "batch_size must be a whole number, got '2'"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"temperature": "0.5"}, r"temperature must be a number, got '0\.5'"),
+        ({"guidance": "1"}, "guidance must be a number, got '1'"),
+        ({"suppress": 5}, "suppress must hold token ids, got 5"),
+        ({"delay": ["cat"]}, r"delay must hold token ids, got \['cat'\]"),
+        ({"stop": [3]}, "stop must hold patterns, sequences of token ids, got 3"),
+    ],
+)
+def test_options_of_another_type_are_refused_by_name(options: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        generate(fake(), blank(3), **{"sampler": "confidence", **options})
+
+
+def test_ids_may_come_as_a_tensor() -> None:
+    (written,) = generate(fake(), blank(3), "confidence", suppress=torch.tensor([2, 3])).sequences
+    assert not set(written.tolist()) & {2, 3}
+
+
+def test_what_is_no_denoiser_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"such as load_model\(\.\.\.\)\.denoiser, got object"):
+        generate(object(), blank(3), "confidence")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (lambda step: step.stats.top1, TypeError, "must return Scores, got Tensor"),
+        (lambda step: Scores(torch.zeros(1, 1)), ValueError, r"shape \(B, P\) = \(1, 5\), got \(1"),
+        (lambda step: Scores(torch.full((1, 5), torch.nan)), ValueError, "NaN for a position"),
+    ],
+)
+def test_what_a_sampler_of_ones_own_must_not_answer_is_refused_with_its_name(
+    answer, error, message: str
+) -> None:
+    @dataclass(frozen=True)
+    class Own(Sampler):
+        name: ClassVar[str] = "own"
+
+        def score(self, step):
+            return answer(step)
+
+    with pytest.raises(error, match=f"Own.score .*{message}"):
+        generate(fake(), blank(5), Own())
 
 
 def test_a_canvas_longer_than_the_model_takes_is_refused() -> None:

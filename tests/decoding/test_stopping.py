@@ -86,12 +86,19 @@ def test_blocks_stop_too() -> None:
     ("stop", "message"),
     [
         ([[]], "stop must hold patterns of at least one id, got an empty one"),
-        ([[1], [6]], r"stop must hold ids in \[0, 6\) other than the mask 0, got 6"),
-        ([[MASK]], "other than the mask 0, got 0"),
+        ([[1], [6]], r"stop must hold ids in \[0, 6\), got 6"),
+        ([[MASK]], "stop must hold ids other than the mask, got 0"),
+        ([[-1]], r"stop must hold ids in \[0, 6\), got -1"),
     ],
 )
 def test_patterns_that_cannot_be_written_are_refused(stop: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        decode(stop)
+
+
+@pytest.mark.parametrize("stop", [[1], ["a"], [[0.5]]])
+def test_what_is_no_pattern_is_refused_by_name(stop: list) -> None:
+    with pytest.raises(TypeError, match="stop must hold "):
         decode(stop)
 
 

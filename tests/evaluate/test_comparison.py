@@ -21,8 +21,8 @@ from boe.evaluate import (
 )
 from boe.evaluate.comparison import SCHEMA
 from boe.evaluate.environment import environment
-from boe.evaluate.files import write_json
 from boe.evaluate.statistics import mcnemar_p_value, sign_flip_p_value, wilson_interval
+from boe.files import write_json
 
 RECORDED = Path(__file__).parents[2] / "bench" / "results" / "sudoku-hard.json"
 STUDY = Study(

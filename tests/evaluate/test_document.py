@@ -8,8 +8,8 @@ import pytest
 from results_of_fakes import fake_ablation, fake_comparison
 
 from boe.evaluate.document import VIEWS, fill_document, read_result
-from boe.evaluate.files import write_json
 from boe.evaluate.tables import pivot_table
+from boe.files import write_json
 
 DOCS = Path(__file__).parents[2] / "docs"
 EVIDENCE = DOCS / "evidence.md"

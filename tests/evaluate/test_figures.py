@@ -153,5 +153,5 @@ def test_without_matplotlib_the_extra_is_named(
         return original(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'boe-kernels\[plot\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[plot\]'"):
         plot_comparison(fake_comparison(), tmp_path / "plot.png")

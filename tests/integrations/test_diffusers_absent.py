@@ -18,4 +18,4 @@ def test_without_diffusers_the_extra_is_named() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert "needs diffusers: pip install 'boe-kernels[diffusers]'" in ran.stdout
+    assert "needs diffusers: pip install '.[diffusers]' in a checkout" in ran.stdout

@@ -69,6 +69,7 @@ def test_the_command_evaluates_and_shows_costs(
         ("sampler=boe", "error: model_args must name the checkpoint: pretrained="),
         ("pretrained=x,tempreature=1", "error: unknown model argument 'tempreature': did you mean"),
         ("pretrained=x,sampler=boe:rho=2", "error: rho must be in"),
+        ("pretrained=embedded:chess", "error: pretrained must be embedded: and one of"),
     ],
 )
 def test_wrong_arguments_end_it_before_anything_is_loaded(
@@ -90,13 +91,6 @@ def test_results_that_cannot_be_written_end_it_before_anything_is_loaded(
         command(*given, "--output_path", str(taken / "results"))
     assert caught.value.code == 1
     assert f"error: cannot write to {taken}/results" in capsys.readouterr().err
-
-
-def test_an_embedded_model_that_does_not_exist_is_named(command) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match=r"embedded: and one of .*sudoku4.*, got 'chess'"):
-        command(
-            "--model", "boe", "--model_args", "pretrained=embedded:chess", "--tasks", "boe_sudoku4"
-        )
 
 
 def test_a_checkpoint_that_cannot_be_used_is_named_in_one_line(

@@ -22,6 +22,7 @@ from boe.samplers import (
     OverlapBound,
     RemdmCap,
     Threshold,
+    strategy_from,
 )
 
 
@@ -104,6 +105,27 @@ def test_a_strategy_has_a_specification(strategy: object, spec: str) -> None:
     assert Strategy.of(sampler_from(spec)) == Strategy.of(strategy)
 
 
+def test_blanks_around_options_do_not_matter() -> None:
+    assert sampler_from("boe:alpha = 0.5, rho=1") == BoE(alpha=0.5, rho=1.0)
+
+
+@pytest.mark.parametrize("sampler", [None, 3, ["boe"]])
+def test_what_is_no_sampler_is_refused_by_name(sampler: object) -> None:
+    with pytest.raises(TypeError, match="sampler must be a specification text"):
+        sampler_from(sampler)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="sampler must be a specification text, a policy or a str"):
+        strategy_from(sampler)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "part", [{"count": "eb"}, {"tokens": 0.7}, {"cache": "delayed"}, {"remask": EntropyBound(0.1)}]
+)
+def test_a_part_in_a_place_of_another_is_refused_by_name(part: dict[str, object]) -> None:
+    (place,) = part
+    with pytest.raises(TypeError, match=f"{place} must be a .*, got "):
+        Strategy(BoE(), **part)  # type: ignore[arg-type]
+
+
 def test_the_paper_preset_can_be_spelled_out() -> None:
     assert sampler_from(spec_of(BoE.preset("paper"))) == BoE.preset("paper")
 
@@ -113,15 +135,17 @@ def test_the_paper_preset_can_be_spelled_out() -> None:
     [
         ("", "sampler must be one of random, confidence, margin, entropy, boe, .*got ''"),
         ("bo", "sampler must be one of .*eb.*remdm-cap.*smc.*got 'bo'"),
-        ("tokens", "sampler must be one of .*got 'tokens'"),
+        ("tokens", "tokens is a further part: put a policy before it, as in boe\\+tokens"),
         ("boe:beta=1", r"boe has no option 'beta=1'; its options: candidates, rho"),
         ("boe:alpha", "boe has no option 'alpha'"),
         ("confidence:alpha=1", "confidence has no option 'alpha=1'; its options: none"),
+        ("boe:rho=0.5,confidence", "no option 'confidence'; .*, ';' separates them"),
+        ("boe+tokens:nucleus=wide", "nucleus must be one of within, reaching, got 'wide'"),
         ("margin:preset=paper", "margin has no option 'preset=paper'"),
-        ("boe:alpha=much", "alpha must be float, got 'much'"),
-        ("boe:max_probes=1.5", r"max_probes must be int or NoneType, got '1\.5'"),
-        ("boe:rho=none", "rho must be float, got 'none'"),
-        ("boe:penalty_anneal=1", "penalty_anneal must be bool, got '1'"),
+        ("boe:alpha=much", "alpha must be a number, got 'much'"),
+        ("boe:max_probes=1.5", r"max_probes must be a whole number or none, got '1\.5'"),
+        ("boe:rho=none", "rho must be a number, got 'none'"),
+        ("boe:penalty_anneal=1", "penalty_anneal must be true or false, got '1'"),
         ("boe:preset=best", "preset must be one of default, paper, got 'best'"),
         ("boe:alpha=2", r"alpha must be in \[0, 1\], got 2\.0"),
         ("boe:active=candidates", "the zero-gradient combination"),

@@ -47,6 +47,26 @@ def test_the_nucleus_holds_the_first_and_all_within_the_inclusive_cumulative_pro
     assert chi_square(counts(temperature=1.0, top_p=top_p), p) < 16.3  # 3 df, 0.1 %
 
 
+@pytest.mark.parametrize(
+    ("top_p", "nucleus"),
+    [
+        (0.05, [0.45]),
+        (0.44, [0.45]),
+        (0.46, [0.45, 0.3]),
+        (0.74, [0.45, 0.3]),
+        (0.76, [0.45, 0.3, 0.15]),
+        (0.91, [0.45, 0.3, 0.15, 0.1]),
+    ],
+)
+def test_the_other_nucleus_is_the_fewest_tokens_that_reach_it_as_in_transformers(
+    top_p: float, nucleus: list[float]
+) -> None:
+    p = torch.zeros(5, dtype=torch.float64)
+    p[1 : 1 + len(nucleus)] = torch.tensor(nucleus, dtype=torch.float64) / sum(nucleus)
+    drawn = counts("confidence+tokens:nucleus=reaching", temperature=1.0, top_p=top_p)
+    assert chi_square(drawn, p) < 16.3  # 3 df, 0.1 %
+
+
 def test_the_nucleus_is_that_of_the_tempered_distribution() -> None:
     # At temperature 0.25 the first token has 0.83 of the whole: the nucleus of 0.9 is it alone.
     assert counts(temperature=0.25, top_p=0.9)[2:].sum() == 0

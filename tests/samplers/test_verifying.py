@@ -139,3 +139,17 @@ def test_a_specification_names_the_tasks_rule_and_needs_one() -> None:
 def test_policies_that_do_not_rank_or_take_tokens_back_have_no_verifier(spec, message) -> None:
     with pytest.raises(ValueError, match=message):
         sampler_from(spec)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (0, TypeError, r"violated must return a bool tensor \(B,\), got int"),
+        (torch.zeros(1), ValueError, r"bool of shape \(B,\) = \(1,\), got torch.float32 of shape"),
+        (torch.zeros(1, 3).bool(), ValueError, r"= \(1,\), got torch.bool of shape \(1, 3\)"),
+    ],
+)
+def test_a_rule_that_answers_something_else_is_refused(answer, error, message: str) -> None:
+    strategy = Strategy(Confidence(), verifier=Verifier(lambda canvas: answer))
+    with pytest.raises(error, match=message):
+        decode(writing([1, 2, 3], [0.9, 0.8, 0.7]), strategy)

@@ -12,7 +12,7 @@ import pytest
 from prompt_files import write_prompts
 from typer.testing import CliRunner
 
-pytest.importorskip("datatrove", reason="pip install 'boe-kernels[scaling]'")
+pytest.importorskip("datatrove", reason="pip install '.[scaling]'")
 
 from boe.cli import sharding
 from boe.cli.app import app

@@ -14,7 +14,7 @@ import pytest
 from prompt_files import answers_of, begin, write_prompts
 from typer.testing import CliRunner
 
-pytest.importorskip("datatrove", reason="pip install 'boe-kernels[scaling]'")
+pytest.importorskip("datatrove", reason="pip install '.[scaling]'")
 
 from boe.cli.app import app
 from boe.denoisers.loading import LoadedModel

@@ -37,7 +37,7 @@ def test_without_datatrove_it_is_said_what_to_install(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(util, "find_spec", absent)
     monkeypatch.delitem(sys.modules, "boe.scaling.engine", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'boe-kernels\[scaling\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[scaling\]'"):
         import_module("boe.scaling.engine")
 
 

@@ -14,7 +14,7 @@ from published_checkpoints import LLADA, random_state, save_words, write_checkpo
 from rank_processes import ranks_running
 from typer.testing import CliRunner
 
-pytest.importorskip("datatrove", reason="pip install 'boe-kernels[scaling]'")
+pytest.importorskip("datatrove", reason="pip install '.[scaling]'")
 
 from boe.cli.app import app
 from boe.cli.sharding import Sharding, run_sharded_generation

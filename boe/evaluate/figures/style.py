@@ -32,7 +32,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "plots need matplotlib: pip install 'boe-kernels[plot]'"
+            "plots need matplotlib: pip install '.[plot]' in a checkout of boe"
         ) from error
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from boe.evaluate.files import write_whole
 from boe.evaluate.player.scene import Scene
+from boe.files import write_whole
 
 # Nothing may be fetched or sent; only what stands in the file runs.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from boe.evaluate.files import write_json, write_whole
+from boe.files import check_writable, prepare_directory, write_json, write_whole
 
 
 def test_what_cannot_be_written_leaves_the_old_file_and_no_other(
@@ -40,3 +40,20 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     reader.join(timeout=30)
     assert read == ['{\n "a": 1\n}\n']
     assert pipe.is_fifo()
+
+
+def test_what_could_not_be_written_is_found_out_before_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_writable(tmp_path / "new.json")
+    assert os.listdir(tmp_path) == []
+
+    def refuse(**options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("boe.files.TemporaryFile", refuse)
+    path = tmp_path / "result.json"
+    with pytest.raises(PermissionError, match=f"^cannot write {path}: Permission denied$"):
+        check_writable(path)
+    with pytest.raises(PermissionError, match=f"^cannot write to {tmp_path}: Permission denied$"):
+        prepare_directory(tmp_path)

@@ -16,12 +16,34 @@ def prepare_directory(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path):
-            pass
     except FileExistsError:
         raise NotADirectoryError(f"cannot write to {path}: it is a file") from None
     except OSError as error:
         raise type(error)(f"cannot write to {path}: {error.strerror}") from None
+    _try_to_write(path, f"to {path}")
+
+
+def check_writable(path: Path) -> None:
+    """Find out before any work is done that a file could not be written.
+
+    Raises:
+        OSError: it could not; the message names the file and why.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a directory")
+    if path.exists() and not path.is_file():
+        return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: {path.parent} is not a directory")
+    _try_to_write(path.parent, str(path))
+
+
+def _try_to_write(folder: Path, wanted: str) -> None:
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(f"cannot write {wanted}: {error.strerror}") from None
 
 
 def write_whole(path: Path, text: str) -> None:
