@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from boe.files import prepare_directory
 from boe.kept_memory import kept_memory
 
 STATE_FILE = "training_state.pt"
@@ -166,7 +167,6 @@ def train(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     maskable: Tensor | None = None,
     rates: tuple[float, float] = (0.0, 1.0),
-    state_file: str = STATE_FILE,
     texts: int = 1,
     behind_attention: nn.Module | None = None,
 ) -> None:
@@ -198,7 +198,7 @@ def train(
             mask = mask[torch.randperm(len(mask), generator=generator)].view_as(ids)
         return masked_diffusion_loss(model, ids, mask, mask_id, texts, behind_attention)
 
-    fit(model, next_loss, config, output, on_step, state_file)
+    fit(model, next_loss, config, output, on_step)
 
 
 def fit(
@@ -207,7 +207,6 @@ def fit(
     config: TrainConfig,
     output: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    state_file: str = STATE_FILE,
 ) -> None:
     """Train ``model`` in place, saving to ``output`` every ``config.save_every`` steps.
 
@@ -217,11 +216,12 @@ def fit(
     Args:
         next_loss: draws a batch with the given generator and returns its loss, a scalar;
             called under autocast where ``config.precision`` is "bf16".
-        output: directory of the training state, in ``state_file``.
+        output: directory of the training state, in :data:`STATE_FILE`.
         on_step: called with the number of finished steps and the last loss.
 
     Raises:
         ValueError: ``output`` holds the state of a run with another configuration.
+        OSError: nothing can be written there.
     """
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(
@@ -231,8 +231,8 @@ def fit(
         weight_decay=config.weight_decay,
         fused=True,
     )
-    output.mkdir(parents=True, exist_ok=True)
-    state_path = output / state_file
+    prepare_directory(output)
+    state_path = output / STATE_FILE
     done = 0
     if state_path.exists():
         done = _restore(state_path, model, optimizer, generator, config)

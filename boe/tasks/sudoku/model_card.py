@@ -11,11 +11,10 @@ from boe.tasks.checkpoints import load_denoiser
 from boe.tasks.sudoku.grid import CELLS, is_complete
 from boe.tasks.sudoku.model import (
     MASK_ID,
+    MASK_RATES,
     PAD_ID,
-    REFINEMENT_RATES,
     TRAINING_GRID_SEED,
     TRAINING_GRIDS,
-    refinement_of,
 )
 from boe.tasks.sudoku.puzzles import DIFFICULTIES
 from boe.training import TrainConfig
@@ -61,9 +60,10 @@ def measure(checkpoint: Path, count: int) -> dict[str, float]:
     return measured
 
 
-def write_model_card(output: Path, config: TrainConfig, measured: dict[str, float]) -> None:
-    """Write ``README.md`` beside the weights."""
-    refinement = refinement_of(config)
+def write_model_card(
+    output: Path, config: TrainConfig, items: int, measured: dict[str, float]
+) -> None:
+    """Write ``README.md`` beside the weights; ``items`` were measured of each kind."""
     rows = "\n".join(f"| {name} | {value:.1%} |" for name, value in measured.items())
     (output / "README.md").write_text(f"""---
 license: apache-2.0
@@ -84,17 +84,18 @@ Weights are stored in float16 and meant to be run in float32.
 
 - Data: {TRAINING_GRIDS:,} solved grids generated with seed {TRAINING_GRID_SEED}; every sample is a
   random symmetry (digit relabelling, band, stack, row and column permutations, transposition).
-- Objective: masked diffusion evidence lower bound with the linear schedule: a mask rate uniform on
-  (0, 1) per sample, and the mean cross-entropy of the masked cells. Then a second stage of
-  {refinement.steps} steps at learning rate {refinement.learning_rate:g}, with rates in \
-{REFINEMENT_RATES}.
+- Start: in each layer two heads look along rows, two along columns, two within boxes; position
+  embeddings are sums of a row's, a column's and a box's vector; the rest is random.
+- Objective: masked diffusion: a mask rate uniform on {MASK_RATES} per sample, and the mean
+  cross-entropy of the masked cells.
 - Optimiser: AdamW (0.9, 0.98), weight decay {config.weight_decay}, {config.warmup_steps} warm-up \
-steps, cosine to zero in
-  each stage, gradient norm at most {config.gradient_clip}.
+steps, cosine to zero,
+  gradient norm at most {config.gradient_clip}.
 
 ## Accuracy
 
-One token per step. Grids are sampled at temperature 1; puzzles (seed {EVALUATION_SEED}, each with
+{items} items each, at one token per step. Grids are sampled at temperature 1; puzzles (seed \
+{EVALUATION_SEED}, each with
 exactly one solution unless called open) are solved in confidence order at temperature 0. No
 evaluation grid is a symmetric form of a training grid.
 
