@@ -21,6 +21,7 @@ from boe.cli.options import (
     Seed,
     Threads,
     Workers,
+    sharded_options_given,
     use_threads,
 )
 
@@ -32,11 +33,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-)
-
-_OF_MANY_PROMPTS = (
-    *("output", "shards", "batch", "workers", "node"),
-    *("executor", "executor_option", "retry_failed"),
 )
 
 SamplerSpec = Annotated[
@@ -239,11 +235,8 @@ def generate(
         group = RankGroup.join(tensor_parallel, device)
     if prompts is None:
         assert prompt is not None
-        for name in _OF_MANY_PROMPTS:
-            source = context.get_parameter_source(name)
-            if source is not None and source.name != "DEFAULT":
-                option = "--" + name.replace("_", "-")
-                raise typer.BadParameter(f"{option} goes with --input, not with --prompt")
+        if unused := sharded_options_given(context):
+            raise typer.BadParameter(f"{unused[0]} goes with --input, not with --prompt")
         run_generate(
             model,
             prompt,
@@ -273,10 +266,10 @@ def generate(
     from boe.scaling.job import ModelSource
     from boe.text import TextOptions
 
-    folder = str(Path(model).resolve()) if Path(model).is_dir() else model
+    source = str(Path(model).resolve()) if Path(model).is_dir() else model
     complete = run_sharded_generation(
         ModelSource(
-            *(folder, dtype, device, mask_id, tokenizer, allow_pickle, trust_remote_code),
+            *(source, dtype, device, mask_id, tokenizer, allow_pickle, trust_remote_code),
             tensor_parallel=tensor_parallel or 1,
             compilation=compilation,
         ),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from boe.samplers.specs import parts_by_kind
+from boe.samplers.specs import option_text, parts_by_kind
 
 _ATTRIBUTE = re.compile(r"    (\w+(?:, \w+)*): (.*)")
 
@@ -39,7 +39,8 @@ def run_samplers(name: str | None) -> None:
     for column in ("option", "default", ""):
         table.add_column(column, no_wrap=column == "option")
     for field in fields(known[name]):
-        table.add_row(field.name, _default(field), described.get(field.name, ""))
+        default = "required" if field.default is MISSING else option_text(field.default)
+        table.add_row(field.name, default, described.get(field.name, ""))
     if table.rows:
         Console().print(table)
 
@@ -50,14 +51,6 @@ def _text_of(kind: type) -> str:
 
 def _summary(kind: type) -> str:
     return " ".join(_text_of(kind).split("\n\n")[0].split())
-
-
-def _default(field: Field[Any]) -> str:
-    if field.default is MISSING:
-        return "required"
-    plain = {None: "none", True: "true", False: "false"}
-    value = field.default
-    return plain[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _described(kind: type) -> Iterator[tuple[str, str]]:

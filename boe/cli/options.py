@@ -36,3 +36,14 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def sharded_options_given(context: typer.Context) -> list[str]:
+    """The options of work in shards that the command line or the environment gives."""
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if getattr(option, "rich_help_panel", None) == SHARDED["rich_help_panel"]
+        and (source := context.get_parameter_source(option.name or "")) is not None
+        and source.name != "DEFAULT"
+    ]

@@ -224,6 +224,12 @@ def _parse(key: str, text: str, kind: Any) -> Any:
     return text
 
 
+def option_text(value: object) -> str:
+    """An option's value as specifications have it."""
+    plain = {None: "none", True: "true", False: "false"}
+    return plain[value] if value is None or isinstance(value, bool) else str(value)
+
+
 def _text(part: Part) -> str:
     """One part as text."""
     options = []
@@ -233,7 +239,5 @@ def _text(part: Part) -> str:
             continue
         if not isinstance(value, str | int | float | None):
             raise ValueError(f"{part.name}: {field.name} has no text form, got {value!r}")
-        plain = {None: "none", True: "true", False: "false"}
-        text = plain[value] if value is None or isinstance(value, bool) else str(value)
-        options.append(f"{field.name}={text}")
+        options.append(f"{field.name}={option_text(value)}")
     return part.name + (":" + ",".join(options) if options else "")

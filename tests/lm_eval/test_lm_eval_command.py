@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -69,7 +70,6 @@ def test_the_command_evaluates_and_shows_costs(
         ("sampler=boe", "error: model_args must name the checkpoint: pretrained="),
         ("pretrained=x,tempreature=1", "error: unknown model argument 'tempreature': did you mean"),
         ("pretrained=x,sampler=boe:rho=2", "error: rho must be in"),
-        ("pretrained=embedded:chess", "error: pretrained must be embedded: and one of"),
     ],
 )
 def test_wrong_arguments_end_it_before_anything_is_loaded(
@@ -79,6 +79,17 @@ def test_wrong_arguments_end_it_before_anything_is_loaded(
         command("--model", "boe", "--model_args", arguments, "--tasks", "boe_sudoku4")
     assert caught.value.code == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)
+
+
+def test_an_embedded_model_that_does_not_exist_is_named_before_anything_is_loaded(
+    command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--model", "boe", "--model_args", "pretrained=embedded:chess")
+    with pytest.raises(SystemExit) as caught:
+        command(*given, "--tasks", "boe_sudoku4")
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(r"error: .*embedded: and one of .*sudoku4.*, got 'chess'", said)
 
 
 def test_results_that_cannot_be_written_end_it_before_anything_is_loaded(

@@ -28,6 +28,12 @@ def chi_square(seen: torch.Tensor, p: torch.Tensor) -> float:
     return float(((seen - expected) ** 2 / expected)[possible].sum())
 
 
+def assert_drawn_from(nucleus: list[float], spec: str, top_p: float) -> None:
+    p = torch.zeros(5, dtype=torch.float64)
+    p[1 : 1 + len(nucleus)] = torch.tensor(nucleus, dtype=torch.float64) / sum(nucleus)
+    assert chi_square(counts(spec, temperature=1.0, top_p=top_p), p) < 16.3  # 3 df, 0.1 %
+
+
 @pytest.mark.parametrize(
     ("top_p", "nucleus"),
     [
@@ -42,9 +48,7 @@ def chi_square(seen: torch.Tensor, p: torch.Tensor) -> float:
 def test_the_nucleus_holds_the_first_and_all_within_the_inclusive_cumulative_probability(
     top_p: float, nucleus: list[float]
 ) -> None:
-    p = torch.zeros(5, dtype=torch.float64)
-    p[1 : 1 + len(nucleus)] = torch.tensor(nucleus, dtype=torch.float64) / sum(nucleus)
-    assert chi_square(counts(temperature=1.0, top_p=top_p), p) < 16.3  # 3 df, 0.1 %
+    assert_drawn_from(nucleus, "random", top_p)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +65,7 @@ def test_the_nucleus_holds_the_first_and_all_within_the_inclusive_cumulative_pro
 def test_the_other_nucleus_is_the_fewest_tokens_that_reach_it_as_in_transformers(
     top_p: float, nucleus: list[float]
 ) -> None:
-    p = torch.zeros(5, dtype=torch.float64)
-    p[1 : 1 + len(nucleus)] = torch.tensor(nucleus, dtype=torch.float64) / sum(nucleus)
-    drawn = counts("confidence+tokens:nucleus=reaching", temperature=1.0, top_p=top_p)
-    assert chi_square(drawn, p) < 16.3  # 3 df, 0.1 %
+    assert_drawn_from(nucleus, "confidence+tokens:nucleus=reaching", top_p)
 
 
 def test_the_nucleus_is_that_of_the_tempered_distribution() -> None:
