@@ -37,11 +37,12 @@ class OverlapBound(Count):
     cost next to nothing.
 
     Where these are fewer than the budget, the ranking is asked for the others, or with
-    ``fill="cost"`` the count goes on by itself: whatever it costs, with the position that
-    ignores least of what is taken already, one after the other.
+    ``fill="cost"`` the count goes on by itself, whatever it costs, one after the other: with
+    the position of the least c_j + s·H_j. What is open is more likely to be wrong by itself,
+    too, so it is charged for itself as for a pair with nothing in common.
 
-    It bounds what is lost by writing *together*. That a token is wrong by itself costs
-    nothing here: where one answer is right and unsure tokens are mostly wrong, set ``floor``,
+    γ bounds what is lost by writing *together*. That a token is wrong by itself costs
+    nothing there: where one answer is right and unsure tokens are mostly wrong, set ``floor``,
     or use ``threshold``.
 
     Attributes:
@@ -119,7 +120,7 @@ class OverlapBound(Count):
             ignored = ignored + torch.where(fits.unsqueeze(1), shared[:, place], 0.0)
         if self.fills:
             short = torch.minimum(step.budget, offered.sum(dim=1)) - number
-            taken = _filled(taken, offered, short, entropy, shared, ignored)
+            taken = self._filled(taken, offered, short, entropy, shared, ignored)
         return torch.zeros_like(step.eligible).scatter(1, order, taken)
 
     def _precedence(self, step: Step, entropy: Tensor) -> Tensor:
@@ -153,17 +154,22 @@ class OverlapBound(Count):
         share = self.share + (1.0 - self.share) * torch.cat(cosines).double()
         return share * torch.minimum(entropy.unsqueeze(1), entropy.unsqueeze(2))
 
-
-def _filled(
-    taken: Tensor, offered: Tensor, short: Tensor, entropy: Tensor, shared: Tensor, ignored: Tensor
-) -> Tensor:
-    """``taken`` (B, P) and, one after the other, ``short`` (B,) more that ignore least of it."""
-    for _ in range(int(short.amax())):
-        cost = torch.minimum(entropy, ignored).masked_fill(taken | ~offered, torch.inf)
-        cheapest = cost.argmin(dim=1, keepdim=True)
-        joins = (short > 0).unsqueeze(1)
-        taken = taken | torch.zeros_like(taken).scatter(1, cheapest, joins)
-        added = shared.gather(1, cheapest.unsqueeze(2).expand(-1, -1, shared.shape[2]))
-        ignored = ignored + torch.where(joins, added.squeeze(1), 0.0)
-        short = short - 1
-    return taken
+    def _filled(
+        self,
+        taken: Tensor,
+        offered: Tensor,
+        short: Tensor,
+        entropy: Tensor,
+        shared: Tensor,
+        ignored: Tensor,
+    ) -> Tensor:
+        """``taken`` (B, P) and, one after the other, the ``short`` (B,) cheapest others."""
+        for _ in range(int(short.amax())):
+            cost = torch.minimum(entropy, ignored) + self.share * entropy
+            cheapest = cost.masked_fill(taken | ~offered, torch.inf).argmin(dim=1, keepdim=True)
+            joins = (short > 0).unsqueeze(1)
+            taken = taken | torch.zeros_like(taken).scatter(1, cheapest, joins)
+            added = shared.gather(1, cheapest.unsqueeze(2).expand(-1, -1, shared.shape[2]))
+            ignored = ignored + torch.where(joins, added.squeeze(1), 0.0)
+            short = short - 1
+        return taken

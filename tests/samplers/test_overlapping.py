@@ -81,7 +81,7 @@ def by_hand(
         while len(taken) < asked:
             rest = [j for j in order if j not in taken]
             if count.fill == "cost":
-                rest.sort(key=lambda j: cost_beside(j, taken))
+                rest.sort(key=lambda j: cost_beside(j, taken) + count.share * entropy[j])
             else:
                 rest.sort(key=lambda j: (entropy[j], j))
             taken.append(rest[0])
@@ -185,6 +185,15 @@ def test_the_count_fills_up_with_what_ignores_least_if_it_is_asked_to() -> None:
     assert revealed(table, OverlapBound(0.0, share=0.1), budget=2) == [[0, 1], [2]]
     count = OverlapBound(0.0, share=0.1, fill="cost")
     assert revealed(table, count, budget=2) == [[0, 2], [1]]
+
+
+def test_what_fills_up_is_charged_for_being_open_itself() -> None:
+    # Beside the first, a half rival costs s + (1 − s)/2 and s of its own, the open one s and
+    # 2s of its own, in units of ln 2.
+    table = table_of_choices([[1, 2], [1, 3], [3, 4, 5, 6]])
+    count = OverlapBound(0.0, share=0.3, fill="cost")
+    assert revealed(table, count, budget=2) == [[0, 2], [1]]
+    assert revealed(table, replace(count, share=0.4), budget=2) == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize("remask", ["", "+remdm-cap:eta=0.2"])
