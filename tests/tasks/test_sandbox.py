@@ -150,6 +150,15 @@ def test_files_are_written_in_the_working_directory_only(tmp_path: Path) -> None
     assert not outside.exists()
 
 
+def test_files_of_any_name_are_the_programs_own() -> None:
+    assert run("open('report', 'w').write('x')").passed
+    failed = run("open('report', 'wb').write(bytes(range(128, 256)))\nraise SystemExit")
+    assert failed.outcome == "failed"
+    assert run(
+        "import os\nfor k in range(3, 32):\n try: os.write(k, b'x' * 9)\n except OSError: ..."
+    )
+
+
 def test_the_environment_is_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "1")
     # Python itself may set the locale.

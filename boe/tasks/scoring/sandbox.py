@@ -24,6 +24,7 @@ from typing import Literal
 
 _CONFINEMENT = Path(__file__).with_name("confinement.py")
 _DETAIL_CHARACTERS = 2000
+_REPORT_BYTES = 4096
 
 Outcome = Literal["passed", "failed", "timeout"]
 
@@ -92,16 +93,21 @@ def run_program(
         raise NotImplementedError(f"the sandbox needs a POSIX system, got {os.name}")
     limits = limits or SandboxLimits()
     token = secrets.token_hex(16)
+    told, report = os.pipe()
     order = {
         "source": source,
         "token": token,
+        "report": report,
         "seconds": limits.seconds,
         "memory": limits.memory_bytes,
         "file_size": limits.file_bytes,
     }
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with (
+        open(told, "rb", buffering=0) as reports,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
         errors = Path(folder, "stderr")
-        with errors.open("wb") as sink:
+        with open(report, "wb"), errors.open("wb") as sink:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", str(_CONFINEMENT)],
                 stdin=subprocess.PIPE,
@@ -109,11 +115,13 @@ def run_program(
                 stderr=sink,
                 cwd=folder,
                 env={},
+                pass_fds=(report,),
                 start_new_session=True,
             )
         timed_out = _finish(process, json.dumps(order).encode(), limits.seconds)
-        report = Path(folder, "report")
-        lines = report.read_text().splitlines() if report.exists() else []
+        # Whoever else may still hold the other end is not waited for.
+        os.set_blocking(told, False)
+        lines = (reports.read(_REPORT_BYTES) or b"").decode(errors="replace").splitlines()
         with errors.open("rb") as written:
             written.seek(max(0, errors.stat().st_size - _DETAIL_CHARACTERS))
             detail = written.read().decode(errors="replace")
