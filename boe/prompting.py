@@ -35,7 +35,9 @@ class DecodingOptions:
         suppress, delay: texts of one token each, never written or revealed last.
 
     Raises:
-        ValueError: a sampler that cannot be read, or a number outside its range.
+        ValueError: a sampler that cannot be read, a number outside its range, or an empty stop
+            text.
+        TypeError: one text where there may be several.
     """
 
     sampler: str | Policy | Strategy = defaults.SAMPLER
@@ -66,6 +68,11 @@ class DecodingOptions:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if not 0.0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must be finite and not negative, got {self.guidance}")
+        for name in ("stop", "suppress", "delay"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a tuple of texts, got one text")
+        if "" in self.stop:
+            raise ValueError("stop must hold texts, got an empty one")
         strategy.cached(self.kv_cache, self.cache_refresh)
 
     @property
@@ -94,25 +101,24 @@ class DecodingOptions:
         }
 
 
-def prompt_ids(loaded: LoadedModel, prompt: str, length: int) -> Tensor:
-    """Ids of a prompt with ``length`` masks after it, int64 (L,).
+def prompt_ids(loaded: LoadedModel, prompt: str, length: int) -> tuple[Tensor, range]:
+    """Ids of a prompt with ``length`` masks after it, int64 (L,); and where these masks are.
 
     Raises:
         ValueError: there is nothing to fill in.
     """
     tokenizer, mask_id = loaded.tokenizer, loaded.denoiser.facts.mask_id
     ids: Tensor = tokenizer(prompt, return_tensors="pt").input_ids[0]
-    if length:
-        # Appended masks belong before a closing special token such as [SEP].
-        closing = len(ids) and int(ids[-1]) in set(tokenizer.all_special_ids) - {mask_id}
-        cut = len(ids) - 1 if closing else len(ids)
-        ids = torch.cat([ids[:cut], torch.full((length,), mask_id), ids[cut:]])
+    # Appended masks belong before a closing special token such as [SEP].
+    closing = len(ids) and int(ids[-1]) in set(tokenizer.all_special_ids) - {mask_id}
+    cut = len(ids) - 1 if closing else len(ids)
+    ids = torch.cat([ids[:cut], torch.full((length,), mask_id), ids[cut:]])
     if not bool((ids == mask_id).any()):
         raise ValueError(
             f"the prompt holds no {tokenizer.mask_token or f'mask (id {mask_id})'} and length is "
             "0: nothing to fill in"
         )
-    return ids
+    return ids, range(cut, cut + length)
 
 
 def _ids_of(tokenizer: Any, option: str, text: str) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from boe.denoisers.placement import check_compilation, compiled_as, dtype_named,
 from boe.evaluate.player.scene import record_as_json
 from boe.prompting import DecodingOptions, prompt_ids
 from boe.text import TextGenerator, TextOptions
+from boe.text.tokenization import Texts, stop_rule
 
 if TYPE_CHECKING:
     from boe.scaling.rank_group import RankGroup
@@ -87,7 +88,8 @@ def run_generate(
     if chat:
         text, item = _answer(loaded, prompt, length, options, shown, json_path is not None)
     else:
-        ids = prompt_ids(loaded, prompt, length).to(loaded.denoiser.device)
+        ids, answer = prompt_ids(loaded, prompt, length)
+        ids = ids.to(loaded.denoiser.device)
         masked = loaded.denoiser.facts.mask_id
         masks = int((ids == masked).sum())
         with progress_on(console) as progress:
@@ -99,7 +101,7 @@ def run_generate(
             item = generate(
                 loaded.denoiser,
                 ids,
-                **options.arguments(loaded.tokenizer),
+                **_arguments(loaded, options, answer),
                 trajectory=json_path is not None,
                 on_step=advance,
             ).items[0]
@@ -123,6 +125,16 @@ def run_generate(
             "trajectory": [record_as_json(record) for record in item.trajectory or []],
         },
     )
+
+
+def _arguments(loaded: LoadedModel, options: DecodingOptions, answer: range) -> dict[str, Any]:
+    """The arguments of :func:`boe.generate`: what is appended ends as an answer to a chat does."""
+    if not answer:
+        return options.arguments(loaded.tokenizer)
+    texts = Texts(loaded.tokenizer, loaded.denoiser.facts.mask_id)
+    arguments = replace(options, stop=()).arguments(loaded.tokenizer)
+    ends = texts.end_ids(None)
+    return {**arguments, "stop_when": stop_rule([answer], ends, options.stop, texts)}
 
 
 def _answer(

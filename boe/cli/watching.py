@@ -262,7 +262,7 @@ def _model_scene(plan: WatchPlan) -> Scene:
     assert plan.model is not None
     assert plan.prompt is not None
     loaded = load_model(plan.model)
-    ids = prompt_ids(loaded, plan.prompt, plan.length)
+    ids, _ = prompt_ids(loaded, plan.prompt, plan.length)
 
     def label(index: int) -> str:
         return str(loaded.tokenizer.decode([index]))

@@ -19,7 +19,7 @@ from boe.denoisers.base import Denoiser
 from boe.denoisers.transformers_model import TransformersDenoiser
 from boe.samplers import Policy, Strategy, strategy_from
 from boe.samplers.caching import KVCacheName
-from boe.text.tokenization import Texts
+from boe.text.tokenization import Texts, stop_rule
 
 if TYPE_CHECKING:
     from transformers import (
@@ -117,6 +117,9 @@ def boe_generate(
         seen = _seen(input_ids, model_kwargs.get("attention_mask"))
         prompts = [ids[where].to(ready.device) for ids, where in zip(input_ids, seen, strict=True)]
         masks = torch.full((new,), mask_id, device=ready.device)
+        spans = [range(len(prompt), len(prompt) + new) for prompt in prompts]
+        # In a gap the end of text is a token like any other.
+        gaps = any(bool((prompt == mask_id).any()) for prompt in prompts)
         telling = _Telling(draft_streamer, len(prompts[0]))
         if draft_streamer is not None:
             draft_streamer.put(prompts[0].cpu())
@@ -131,8 +134,8 @@ def boe_generate(
             guidance=guidance,
             suppress=suppress,
             delay=delay,
-            stop=[(token,) for token in eos if token < ready.facts.vocab_size],
-            stop_when=_stop_rule(stop_texts, text_tokenizer, mask_id, prompts),
+            stop=[] if gaps else [(token,) for token in eos if token < ready.facts.vocab_size],
+            stop_when=_stop_rule(stop_texts, text_tokenizer, mask_id, spans, eos if gaps else []),
             seed=seed,
             batch_size=batch_size,
             kv_cache=kv_cache,
@@ -236,24 +239,17 @@ def _stop_rule(
     stop_texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase | None,
     mask_id: int,
-    prompts: list[Tensor],
+    spans: list[range],
+    ends: list[int],
 ) -> Callable[[int, list[int]], int | None] | None:
-    """Where a row ends by its text, if there are stop texts."""
+    """Where a row ends by its text or by one of ``ends``, if there is any of them."""
     if isinstance(stop_texts, str):
         raise TypeError("stop_texts must be a sequence of texts, got one text")
     if not stop_texts:
-        return None
+        return stop_rule(spans, ends) if ends else None
     if tokenizer is None:
         raise ValueError("stop_texts need text_tokenizer")
-    texts = Texts(tokenizer, mask_id)
-    starts = [len(prompt) for prompt in prompts]
-
-    def stop_when(index: int, ids: list[int]) -> int | None:
-        start = starts[index]
-        length = texts.stop_in(ids[start:], stop_texts) if len(ids) > start else None
-        return None if length is None else start + length
-
-    return stop_when
+    return stop_rule(spans, ends, stop_texts, Texts(tokenizer, mask_id))
 
 
 def _seen(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -94,7 +94,7 @@ class Generator:
             ids = self.texts.encode(context)
         except ValueError as error:
             raise UnusablePrompt(f"{request.name}: {error}") from error
-        opening = self.texts.opening(ids)
+        opening, ids = self.texts.opened(ids)
         closing = self.texts.suffix
         masks = [self.texts.mask_id] * wish.gen_length
         if self.max_length is not None:

@@ -25,7 +25,12 @@ def continuation(
         before, scored = texts.encode_pair(context, text)
     except ValueError as error:
         raise UnusablePrompt(f"{request.name}: {error}") from error
-    opening, closing = texts.opening(before or scored), texts.suffix
+    closing = texts.suffix
+    if before:
+        opening, before = texts.opened(before)
+    else:
+        opening, rest = texts.opened(scored)
+        opening = [] if len(rest) < len(scored) else opening
     excess = len(opening) + len(before) + len(scored) + len(closing) - (longest or 0)
     if longest is not None and excess > 0:
         if excess > len(before) or not truncate:
@@ -48,7 +53,6 @@ def whole_text(texts: Texts, longest: int | None, request: Asked) -> list[Passag
         ids = texts.encode(text)
     except ValueError as error:
         raise UnusablePrompt(f"{request.name}: {error}") from error
-    opening = texts.opening(ids)
-    if len(opening) < len(texts.prefix):  # they begin with it: it is given, not scored
-        opening, ids = ids[: len(texts.prefix)], ids[len(texts.prefix) :]
+    # Where the text begins with it, it is given, too, and not scored.
+    opening, ids = texts.opened(ids)
     return windows(ids, opening, texts.suffix, longest, str(request.key))

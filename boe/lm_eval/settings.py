@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
+import boe
 from boe import defaults
 from boe.decoding.setbacks import check_failures
 from boe.denoisers.base import Engine
@@ -186,6 +187,8 @@ class EvaluationSettings:
     def fingerprint(self) -> str:
         """Ten hexadecimal digits that differ between settings that may answer differently."""
         deciding = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
+        # The same arguments may mean something else to another version.
+        deciding |= {"boe": boe.__version__, "strategy": repr(self.strategy)}
         return hashlib.blake2b(json.dumps(deciding).encode(), digest_size=5).hexdigest()
 
 

@@ -57,8 +57,8 @@ class Replica:
         self._deal = self.job.deal()
         self.loaded = load_source(self.job.model, group) if loaded is None else loaded
         options = self.job.options
-        # A name that is no token is found here, and not at every prompt.
-        options.arguments(self.loaded.tokenizer)
+        # A name that is no token is found here, and not at every prompt; stop texts need be none.
+        replace(options, stop=()).arguments(self.loaded.tokenizer)
         shares_fate = strategy_from(options.sampler).particles is not None
         self._made_with = {
             "denoiser": fingerprint(self.loaded.denoiser),

@@ -22,7 +22,7 @@ from boe.text.prompts import (
 )
 from boe.text.replies import Draft, Failure, Finish, Reply
 from boe.text.streaming import TextStream
-from boe.text.tokenization import Texts
+from boe.text.tokenization import Texts, stop_rule
 
 OnText = Callable[[int, str], None]
 OnDraft = Callable[[int, Draft], None]
@@ -125,7 +125,7 @@ class TextGenerator:
         options = replace(self.options, **changes)
         makers = [
             (
-                str(chat[-1]["content"]) if chat else "",
+                str(chat[-1].get("content", "")) if chat else "",
                 partial(chat_prompt, self.texts, k, chat, options.max_new_tokens),
             )
             for k, chat in enumerate(many)
@@ -251,7 +251,9 @@ class _Call:
             arguments["suppress"] = [*arguments["suppress"], *ends]
         elif options.early_stop:
             arguments["stop"] = [(token,) for token in sorted(ends)]
-            arguments["stop_when"] = self._stop if options.stop else None
+            spans = [range(prompt.start, prompt.end) for prompt in self.prompts]
+            if options.stop:
+                arguments["stop_when"] = stop_rule(spans, until=options.stop, texts=texts)
         told = any(stream is not None for stream in streams) or self.on_draft is not None
         generation = generate(
             denoiser,
@@ -298,13 +300,6 @@ class _Call:
                 item.account.steps,
             )
             self.on_draft(prompt.number, draft)
-
-    def _stop(self, index: int, ids: list[int]) -> int | None:
-        """Where the written beginning of a sequence ends with a stop text."""
-        prompt = self.prompts[index]
-        written = ids[prompt.start : prompt.end]
-        length = self.generator.texts.stop_in(written, self.options.stop) if written else None
-        return None if length is None else prompt.start + length
 
     def _reply(self, prompt: Prompt, item: Item, ends: frozenset[int]) -> Reply:
         texts, options = self.generator.texts, self.options

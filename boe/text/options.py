@@ -42,9 +42,6 @@ class TextOptions(DecodingOptions):
         super().__post_init__()
         for name in ("max_new_tokens", "batch_size"):
             check_whole(name, getattr(self, name))
-        for name in ("stop", "suppress", "delay", "eos"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a tuple of texts, got one text")
-        if "" in self.stop:
-            raise ValueError("stop must hold texts, got an empty one")
+        if isinstance(self.eos, str):
+            raise TypeError("eos must be a tuple of texts, got one text")
         check_failures(self.failures)

@@ -52,8 +52,8 @@ def plain_prompt(texts: Texts, number: int, text: str, length: int) -> Prompt:
     Raises:
         ValueError: the prompt holds the mask token.
     """
-    ids = texts.encode(text)
-    return _continued(texts, number, beginning(text), [*texts.opening(ids), *ids], length, True)
+    opening, ids = texts.opened(texts.encode(text))
+    return _continued(texts, number, beginning(text), [*opening, *ids], length, True)
 
 
 def chat_prompt(texts: Texts, number: int, messages: Sequence[Message], length: int) -> Prompt:
@@ -67,6 +67,10 @@ def chat_prompt(texts: Texts, number: int, messages: Sequence[Message], length: 
     """
     if not messages:
         raise ValueError("a chat must hold at least one message, got none")
+    for place, message in enumerate(messages):
+        for key in ("role", "content"):
+            if key not in message:
+                raise ValueError(f"message {place} must have a {key}, got {dict(message)!r}")
     opens_turn = messages[-1]["role"] != "assistant"
     ids = texts.encode(texts.chat([dict(message) for message in messages], opens_turn))
     return _continued(
@@ -96,8 +100,8 @@ def gapped_prompt(texts: Texts, number: int, parts: Parts) -> Prompt:
                 raise ValueError(f"a gap must be at least 1 token long, got {part}")
             ids += [texts.mask_id] * part
             shown += f"[{part}]"
-    opening, closing = texts.opening(ids), texts.suffix
-    ids = [*opening, *ids]
+    opening, rest = texts.opened(ids)
+    ids, closing = [*opening, *rest], texts.suffix
     gaps: list[range] = []
     for place, token in enumerate(ids):
         if token == texts.mask_id:

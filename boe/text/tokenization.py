@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ class Texts:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def opening(self, ids: Sequence[int]) -> list[int]:
-        """Special tokens to put before ``ids``: none if they begin with these already."""
+    def opened(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The special tokens before ``ids``, and what follows them in ``ids``."""
         start = list(ids[: len(self.prefix)])
-        return [] if self.prefix and start == self.prefix else list(self.prefix)
+        return list(self.prefix), list(ids[len(self.prefix) if start == self.prefix else 0 :])
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of a context and of its continuation, tokenised together, as lm-eval does.
@@ -81,6 +81,19 @@ class Texts:
             found.append(self.tokenizer.eos_token_id)
         return tuple(sorted({*found} - {self.mask_id}))
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are no part of a text: what the tokenizer marks so, and ends of turns."""
+        vocabulary = self.tokenizer.get_vocab()
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(
+            (
+                *self.tokenizer.all_special_ids,
+                *(index for index, token in added.items() if token.special),
+                *(vocabulary[token] for token in _TURN_ENDS if token in vocabulary),
+            )
+        )
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included."""
         text: str = self.tokenizer.decode(
@@ -107,13 +120,20 @@ class Texts:
 
     def answer(self, ids: Sequence[int], until: Sequence[str], skip_special: bool) -> str:
         """The text of ``ids`` before the first stop text."""
-        text = self.decode(ids)
-        text = text[: min((text.find(stop) for stop in until if stop in text), default=None)]
-        special = [token for token in self.tokenizer.all_special_tokens if token]
-        special += [token for token in _TURN_ENDS if token in self.tokenizer.get_vocab()]
-        if skip_special and special:
-            text = re.sub("|".join(map(re.escape, special)), "", text)
-        return text
+        # Special tokens go by their ids: a text may spell one.
+        left_out = self.special_ids if skip_special else frozenset()
+        stop = self.stop_in(ids, until)
+        kept = [token for token in ids[:stop] if token not in left_out]
+        if stop is None:
+            return self.decode(kept)
+        text = self.decode(kept)
+        if _holds(text, until):
+            return _before(text, until)
+        # The stop text itself holds a special token: what stands before it goes by ids, too.
+        length = len(_before(self.decode(ids[:stop]), until))
+        while len(self.decode(ids[:stop])) > length:
+            stop -= 1
+        return self.decode([token for token in ids[:stop] if token not in left_out])
 
     def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         """Messages in the tokenizer's chat template.
@@ -121,16 +141,21 @@ class Texts:
         Without ``add_generation_prompt`` the last message is left open, to be continued.
 
         Raises:
-            ValueError: the tokenizer has no chat template.
+            ValueError: the tokenizer has no chat template, or it refuses the messages.
         """
         if not self.tokenizer.chat_template:
             raise ValueError("the tokenizer has no chat template: give plain prompts instead")
-        text: str = self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the chat template refuses the messages: {error}") from error
         return text
 
     def _frame(self) -> tuple[list[int], list[int]]:
@@ -142,6 +167,39 @@ class Texts:
             if inner and whole[start : start + len(inner)] == inner:
                 return whole[:start], whole[start + len(inner) :]
         raise ValueError("the tokenizer does not keep a text together between its special tokens")
+
+
+def stop_rule(
+    spans: Sequence[range],
+    ends: Sequence[int] = (),
+    until: Sequence[str] = (),
+    texts: Texts | None = None,
+) -> Callable[[int, list[int]], int | None]:
+    """Where answers end, as ``stop_when`` of :func:`boe.generate`.
+
+    Args:
+        spans: where each sequence's answer stands.
+        ends: ids that end it.
+        until: stop texts, which need ``texts``.
+    """
+
+    def stop_when(index: int, ids: list[int]) -> int | None:
+        """Length of the written beginning of a sequence up to its first end."""
+        span = spans[index]
+        written = ids[span.start : span.stop]
+        end = next((k + 1 for k, token in enumerate(written) if token in ends), None)
+        found = None
+        if texts is not None and written:
+            found = texts.stop_in(written[:end], until)
+        length = end if found is None else found
+        return None if length is None else span.start + length
+
+    return stop_when
+
+
+def _before(text: str, until: Sequence[str]) -> str:
+    """``text`` before the first stop text, of which it holds one."""
+    return text[: min(text.find(stop) for stop in until if stop in text)]
 
 
 def _holds(text: str, until: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ from boe.denoisers import compiled
 from boe.denoisers.compiled import CompiledDenoiser
 from boe.denoisers.transformers_model import TransformersDenoiser
 from boe.prompting import DecodingOptions
+from boe.text.tokenization import Texts
 
 SPECIAL_AND_WORDS = (*SPECIAL, *WORDS)
 
@@ -65,7 +66,8 @@ def test_texts_reach_the_loop_as_ids(model: Path, monkeypatch: pytest.MonkeyPatc
     red, the, cat = (SPECIAL_AND_WORDS.index(word) for word in ("red", "the", "cat"))
     assert given["delay"] == [red, 3]
     assert given["suppress"] == [cat]
-    assert given["stop"] == [[the, cat]]
+    assert given["stop"] == []
+    assert given["stop_when"](0, [2, the, cat, red, the, cat, red]) == 6, "behind the prompt"
 
 
 def test_a_stop_text_ends_the_sequence_and_the_text(model: Path) -> None:
@@ -78,6 +80,16 @@ def test_a_stop_text_ends_the_sequence_and_the_text(model: Path) -> None:
     assert words(content) == words(plain)[: first + 1]
     assert content["steps"] == first - 1
     assert content["end"] == 1 + first + 1  # [CLS] comes first
+
+
+def test_an_end_of_text_ends_what_is_appended(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = generated(model, "--sampler", "confidence", "--block-length", 1)
+    word = words(plain)[4]
+    first = words(plain)[2:].index(word) + 2
+    end = SPECIAL_AND_WORDS.index(word)
+    monkeypatch.setattr(Texts, "end_ids", lambda self, named: (end,))
+    content = generated(model, "--sampler", "confidence", "--block-length", 1)
+    assert (content["end"], content["steps"]) == (1 + first + 1, first - 1)
 
 
 def test_guidance_counts_two_forwards_a_step(model: Path) -> None:
@@ -96,7 +108,6 @@ def test_the_nucleus_reaches_the_loop(model: Path) -> None:
     [
         ("suppress", "the cat", "suppress 'the cat' must be one token, it is 2"),
         ("delay", "", "delay '' is no text to this tokenizer"),
-        ("stop", "", "stop '' is no text to this tokenizer"),
         ("stop", "the zebra", "stop 'the zebra' holds what is no token of this tokenizer"),
         ("suppress", "zebra", "suppress 'zebra' holds what is no token of this tokenizer"),
     ],
@@ -119,6 +130,11 @@ def test_texts_that_are_no_tokens_are_refused(
     options = DecodingOptions(**{**plain, option: (text,)})
     with pytest.raises(ValueError, match=message):
         run_generate(str(model), "the [MASK]", 0, options, "cpu", "auto", None)
+
+
+def test_an_empty_stop_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="stop must hold texts, got an empty one"):
+        DecodingOptions(stop=("a", ""))
 
 
 def test_keys_and_values_are_kept_only_by_the_name_of_a_cache(

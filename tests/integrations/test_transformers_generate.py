@@ -114,6 +114,18 @@ def test_an_end_stops_a_row_and_padding_follows(model: PreTrainedModel) -> None:
     assert set(ended[0, 5 + first + 1 :].tolist()) <= {PAD}
 
 
+def test_an_end_in_a_gap_of_the_prompt_ends_nothing(model: PreTrainedModel) -> None:
+    (prompt,) = prompts(5)
+    prompt[1] = MASK
+    inputs = {"input_ids": prompt.unsqueeze(0)}
+    plain = call(model, inputs, sampler="confidence", block_length=1)
+    gap = int(plain[0, 1])
+    ended = call(model, inputs, sampler="confidence", block_length=1, eos_token_id=gap)
+    assert MASK not in ended[0, :5]
+    first = [*plain[0, 5:].tolist(), gap].index(gap)
+    assert ended[0, : 5 + first].tolist() == plain[0, : 5 + first].tolist()
+
+
 def test_a_kv_cache_reaches_the_loop(model: PreTrainedModel) -> None:
     inputs = {"input_ids": prompts(5)[0].unsqueeze(0)}
     plain = call(model, inputs, sampler="confidence")

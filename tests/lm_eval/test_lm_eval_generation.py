@@ -157,6 +157,15 @@ def test_the_beginning_of_prompts_is_cut_off_if_asked() -> None:
         lm.generate_until([generation("a", max_gen_toks=11)])
 
 
+def test_what_stands_before_every_text_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for prompt in ("abcd", "Qabcd"):
+        denoiser = PositionDenoiser(STORY, start=3, max_length=10)
+        lm = toy_lm(denoiser, truncate=True)
+        monkeypatch.setattr(lm.texts, "prefix", [ID["Q"]])
+        lm.generate_until([generation(prompt, max_gen_toks=7)])
+        assert denoiser.canvases[0].ids[0, :3].tolist() == [ID["Q"], ID["c"], ID["d"]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -137,6 +137,17 @@ def test_contexts_that_are_too_long_are_refused_or_cut() -> None:
     assert denoiser.canvases[0].ids[0, :2].tolist() == [ID["b"], ID["c"]]
 
 
+def test_what_stands_before_every_text_is_given_and_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for context in ("abc", "Qabc"):
+        denoiser = PositionDenoiser(["a"], max_length=4)
+        lm = toy_lm(denoiser, mc_num=1, truncate=True, check_greedy=False)
+        monkeypatch.setattr(lm.texts, "prefix", [ID["Q"]])
+        lm.loglikelihood([continuation(context, "de")])
+        assert denoiser.canvases[0].ids[0, :2].tolist() == [ID["Q"], ID["c"]]
+
+
 def test_windows_score_each_id_once_and_the_last_with_full_context() -> None:
     passages = windows(range(10, 20), (1,), (2,), 6, "x")
     assert [list(passage.scored) for passage in passages] == [

@@ -38,13 +38,18 @@ def test_whole_numbers_do_for_real_ones_and_texts_for_batch_sizes() -> None:
     assert (chosen.cfg, chosen.temperature, chosen.batch_size) == (1.0, 0.0, 4)
 
 
-def test_the_fingerprint_changes_with_what_decides_answers_only() -> None:
+def test_the_fingerprint_changes_with_what_decides_answers_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     one = settings(pretrained="m")
     assert settings(pretrained="m", batch_size=8, costs="x", device="cpu").fingerprint == (
         one.fingerprint
     )
     for other in ({"sampler": "margin"}, {"seed": 1}, {"early_stop": False}, {"pretrained": "n"}):
         assert settings(**{"pretrained": "m", **other}).fingerprint != one.fingerprint
+    now = one.fingerprint
+    monkeypatch.setattr("boe.__version__", "another")
+    assert one.fingerprint != now
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,10 @@ def test_special_tokens_around_texts_are_found(framed: Texts, plain: Texts) -> N
     assert (plain.prefix, plain.suffix) == ([], [])
 
 
-def test_a_text_that_begins_with_them_gets_no_second_ones(framed: Texts) -> None:
-    assert framed.opening(framed.encode("the cat")) == [CLS]
-    assert framed.opening(framed.encode("[CLS] the cat")) == []
+def test_a_text_that_begins_with_them_gets_no_second_ones(framed: Texts, plain: Texts) -> None:
+    words = framed.encode("the cat")
+    assert framed.opened(words) == framed.opened(framed.encode("[CLS] the cat")) == ([CLS], words)
+    assert plain.opened([4, 5]) == ([], [4, 5])
 
 
 def test_white_space_before_a_continuation_belongs_to_it(plain: Texts) -> None:

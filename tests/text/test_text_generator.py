@@ -8,9 +8,11 @@ import pytest
 import torch
 from position_writer import ID, TEMPLATE, characters, writer
 from tiny_checkpoints import save_tiny_bert
+from transformers import AddedToken
 
 import boe
 from boe import Failure, Reply, TextGenerator, TextOptions
+from boe.text.tokenization import Texts
 
 OPTIONS = TextOptions(sampler="confidence", max_new_tokens=8)
 
@@ -110,6 +112,28 @@ def test_a_message_cannot_smuggle_in_masks() -> None:
         generator().chat([{"role": "user", "content": "a[MASK]b"}])
 
 
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "user"}], "message 0 must have a content"),
+        ([{"role": "user", "content": "a"}, {"content": "b"}], "message 1 must have a role"),
+        ([{"role": "nobody", "content": "a"}], "the chat template refuses .*: no such role"),
+    ],
+)
+def test_a_chat_that_cannot_be_written_out_is_named_and_the_others_kept(messages, message) -> None:
+    refusing = TEMPLATE.replace(
+        "%}", "%}{% if m.role == 'nobody' %}{{ raise_exception('no such role') }}{% endif %}", 1
+    )
+    chatty = TextGenerator(writer(characters(refusing), ("u:abc\na:", "dd<eos>")), OPTIONS)
+    good = [{"role": "user", "content": "abc"}]
+    with pytest.raises(ValueError, match=message) as caught:
+        chatty.chat([good, messages])
+    assert "in prompt 1: " in caught.value.__notes__[0]
+    kept = chatty.chat([good, messages], failures="keep")
+    assert kept[0].text == "dd"
+    assert isinstance(kept[1], Failure)
+
+
 # --- ends and stop texts --------------------------------------------------------------
 
 
@@ -136,6 +160,27 @@ def test_without_early_stop_the_whole_canvas_is_decoded_and_the_text_is_the_same
 def test_special_tokens_are_shown_where_asked_for() -> None:
     reply = generator(("Q", "ab<eos>ccccc")).complete("Q", skip_special_tokens=False)
     assert reply.text == "ab<eos>"
+
+
+def test_special_tokens_are_left_out_by_their_ids_and_not_by_their_spelling() -> None:
+    texts = generator().texts
+    texts.tokenizer.add_tokens([AddedToken("<tool>", special=True), "<b>"])
+    tool, bold = texts.tokenizer.convert_tokens_to_ids(["<tool>", "<b>"])
+    ids = [ID["a"], tool, bold, ID["b"], ID["<eos>"]]
+    assert texts.answer(ids, (), skip_special=True) == "a<b>b"
+    assert texts.answer(ids, (), skip_special=False) == "a<tool><b>b<eos>"
+    spelled = writer(characters(), ("Q", "a")).tokenizer
+    spelled.add_tokens(["<eo", "s>"])
+    parts = spelled.convert_tokens_to_ids(["<eo", "s>"])
+    assert Texts(spelled, 0).answer([ID["a"], *parts], (), skip_special=True) == "a<eos>"
+
+
+def test_a_stop_text_may_hold_special_tokens() -> None:
+    texts = generator().texts
+    ids = [ID["a"], ID["<|eot_id|>"], ID["b"], ID["<eos>"], ID["c"]]
+    for until, answer in ((("<eos>",), "ab"), (("b<eos>",), "a"), (("b",), "a"), (("c",), "ab")):
+        assert texts.answer(ids, until, skip_special=True) == answer
+    assert texts.answer(ids, ("b<eos>",), skip_special=False) == "a<|eot_id|>"
 
 
 @pytest.mark.parametrize("early_stop", [True, False])

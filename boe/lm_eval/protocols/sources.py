@@ -36,8 +36,9 @@ def rows(
         splits: to be put together.
     """
     if folder is not None and (Path(folder) / name).is_file():
-        lines = (Path(folder) / name).read_text().splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
+        # Lines as the file has them: str.splitlines would part texts at U+2028, too.
+        with (Path(folder) / name).open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines if line.strip()]
     return [dict(row) for split in splits for row in load_dataset(*hub, split=split)]
 
 
@@ -45,7 +46,8 @@ def instruction(folder: str | None, name: str, own: str) -> str:
     """The text before the item: of the file ``name.txt`` in ``folder``, or ours."""
     if folder is None:
         return own
-    return local_file(folder, "the folder of prompts", f"{name}.txt").read_text().rstrip("\n")
+    path = local_file(folder, "the folder of prompts", f"{name}.txt")
+    return path.read_text(encoding="utf-8").rstrip("\n")
 
 
 def as_test_set(documents: Sequence[Mapping[str, Any]]) -> dict[str, Dataset]:

@@ -48,7 +48,9 @@ def read_countdown(path: Path) -> list[CountdownProblem]:
         ValueError: a line is no problem; the message gives its number.
     """
     problems = []
-    for line, text in enumerate(path.read_text().splitlines(), start=1):
+    for line, text in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not text:
+            continue
         try:
             item = json.loads(text)
             numbers = tuple(int(number) for number in item["input"].split(","))
