@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -46,13 +47,18 @@ def _try_to_write(folder: Path, wanted: str) -> None:
         raise type(error)(f"cannot write {wanted}: {error.strerror}") from None
 
 
+def partial_path(path: Path) -> Path:
+    """Where to write what is to become ``path``: a name that no other process has."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write ``text`` whole or not at all; to a device or a pipe, whose place no file can take,
     as it comes."""
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
         return
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_path(path)
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from boe.files import check_writable, prepare_directory, write_json, write_whole
+from boe.files import check_writable, partial_path, prepare_directory, write_json, write_whole
 
 
 def test_what_cannot_be_written_leaves_the_old_file_and_no_other(
@@ -57,3 +57,7 @@ def test_what_could_not_be_written_is_found_out_before_and_named(
         check_writable(path)
     with pytest.raises(PermissionError, match=f"^cannot write to {tmp_path}: Permission denied$"):
         prepare_directory(tmp_path)
+
+
+def test_two_that_write_one_file_at_once_do_not_take_each_others_part(tmp_path: Path) -> None:
+    assert partial_path(tmp_path / "a.json") != partial_path(tmp_path / "a.json")

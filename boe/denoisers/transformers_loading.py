@@ -91,7 +91,9 @@ def load_with_transformers(
     if mask_id is None:
         raise UnsupportedModel(f"the tokenizer of {source} has no mask token; give mask_id")
     special = set(words.all_special_ids) - {mask_id}
-    unnamed = range(len(words), model.get_input_embeddings().weight.shape[0])
+    named = set(words.get_vocab().values())
+    rows = model.get_input_embeddings().weight.shape[0]
+    unnamed = [index for index in range(rows) if index not in named]
     suppressed = (*sorted(special), *unnamed)
     if mesh is not None:
         return act_together(_denoiser(model, mask_id, suppressed, remote), mesh), words

@@ -81,8 +81,8 @@ class RecordStore:
             if result["item"] in stored:
                 raise ValueError(f"item {result['item']} of cell {cell} is already stored")
             lines.append({"cell": cell, **result})
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         if self._file is not None:
-            text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
             _write_all(self._file, text.encode())
         for line in lines:
             self._take(line)
@@ -126,9 +126,15 @@ def digest_of(of: Mapping[str, Any]) -> str:
 
 
 def _write_all(file: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(file, data) :]
-    os.fsync(file)
+    """Append all of ``data``, or, where the disk is full, nothing."""
+    before = os.fstat(file).st_size
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+        os.fsync(file)
+    except BaseException:
+        os.ftruncate(file, before)
+        raise
 
 
 def _lock(file: int, path: Path) -> None:

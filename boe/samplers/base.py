@@ -221,7 +221,8 @@ def choose(
             enough = enough & (found > taken.sum(dim=1))
         ready = ready & (budget > 0).unsqueeze(1)
         ranked = ranked & ~enough
-        fill = torch.where(enough, 0, (budget - found).clamp_min(count.further))
+        nothing = enough | (budget == 0)
+        fill = torch.where(nothing, 0, (budget - found).clamp_min(count.further))
         left = among & ~ready & ranked.unsqueeze(1)
         asked = replace(asked, eligible=left, budget=fill)
     # Rows whose eligible positions will all be revealed leave nothing to score.

@@ -26,7 +26,9 @@ class LladaLoop(Remask):
     Attributes:
         ratio: share of the block's masks revealed before the loops.
         loops: rounds of two forwards.
-        tokens: k; as many as the budget plans for the step before the loops if ``None``.
+        tokens: k of the loops; as many as the step before them reveals if ``None``, which
+            is fewer than the budget's pace where that step only makes up ``ratio``. The other
+            phases go at the budget's pace: the original's is k tokens a step.
     """
 
     ratio: float = 0.875

@@ -27,8 +27,9 @@ class P2(Policy):
     that would be written now. T forwards a block, whatever the tokens.
 
     Attributes:
-        eta: factor on the scores of observed tokens. Scores are log-probabilities, below
-            0: above 1 more is masked again, at 0 nothing is.
+        eta: factor on the scores of observed tokens. Log-probabilities are below 0: above
+            1 more is masked again, at 0 nothing is. Margins are above 0, and it is the other
+            way round.
         score: "probability", the log-probability of the new token under the noised logits
             (the plain ones at temperature 0); "margin", the lead of the largest
             log-probability over the second; "random", ln of uniform noise, which with

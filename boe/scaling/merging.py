@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boe.evaluate.record import COSTS
-from boe.files import write_json
+from boe.files import partial_path, write_json
 from boe.scaling.job import JobFolder
 
 SCHEMA = "boe/generation/1"
@@ -80,10 +80,8 @@ def merge(folder: JobFolder) -> Merged:
             f"their reports say {expected}"
         )
     with ExitStack() as stack:
-        partial = {
-            path: path.with_name(path.name + ".partial")
-            for path in (folder.answers, folder.failures)
-        }
+        # Several hosts may merge at once, and all get the same.
+        partial = {path: partial_path(path) for path in (folder.answers, folder.failures)}
         files = {path: stack.enter_context(place.open("wb")) for path, place in partial.items()}
         for text in _read(folder, places):
             content = json.loads(text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -97,5 +99,29 @@ def test_two_processes_cannot_write_to_one_file(tmp_path: Path) -> None:
 def test_numbers_that_json_cannot_hold_are_refused() -> None:
     store = RecordStore()
     with pytest.raises(ValueError, match="JSON"):
-        RecordStore().append({"x": float("nan")}, rows(0))
+        store.append({"x": float("nan")}, rows(0))
+    with pytest.raises(ValueError, match="JSON"):
+        store.append(CELL, [{"item": 0, "cost": float("nan")}])
     assert store.results(CELL) == {}
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.jsonl"
+    write = os.write
+    with RecordStore(path) as store:
+        store.append(CELL, rows(0))
+        before = path.read_bytes()
+
+        def fill(file: int, data: bytes) -> int:
+            if len(data) < 9:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(file, data[: len(data) - 8])
+
+        monkeypatch.setattr(os, "write", fill)
+        with pytest.raises(OSError, match="No space left"):
+            store.append(CELL, rows(1))
+        monkeypatch.undo()
+        assert path.read_bytes() == before
+        store.append(CELL, rows(1))
+    with RecordStore(path) as store:
+        assert set(store.results(CELL)) == {0, 1}
