@@ -4,9 +4,10 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+EVIDENCE := docs/evidence.md $(sort $(wildcard docs/evidence/*.md))
 COMPARED := margin;entropy;confidence;boe;boe:tolerance=none;boe:preset=paper;threshold:value=0.99;boe+threshold:value=0.99
 
-.PHONY: demo test coverage test-oldest lint format bench micro gpu plots evidence search wheel clean
+.PHONY: demo test coverage test-oldest lint format bench micro gpu plots evidence search report wheel clean
 .DEFAULT_GOAL := demo
 
 # Compiles csrc/ too, where there is a compiler.
@@ -70,15 +71,19 @@ gpu:
 plots: venv
 	$(BIN)/python -m bench plot
 
-# docs/evidence.md: every study from its plan, resumed if interrupted, then the document.
+# docs/evidence.md and its pages: every study from its plan, resumed if interrupted, then these.
 evidence: venv
 	$(BIN)/boe eval $(sort $(wildcard docs/evidence/*/plan.toml))
-	$(BIN)/boe report docs/evidence.md
+	$(BIN)/boe report $(EVIDENCE)
 
 # docs/search.md, in the same way.
 search: venv
 	$(BIN)/boe eval $(sort $(wildcard bench/results/search/*/plan.toml))
 	$(BIN)/boe report docs/search.md
+
+# All documents from the results that are stored.
+report: venv
+	$(BIN)/boe report $(EVIDENCE) docs/search.md README.md
 
 wheel: venv
 	$(BIN)/python -m build --wheel

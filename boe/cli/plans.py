@@ -20,6 +20,7 @@ from boe.evaluate.study import Group, Study, settings_of
 
 _STUDY = ("task", "difficulty", "items", "seed", "split", "seeds", "batch", "traced")
 _SETTINGS = ("tokens_per_step", "steps", "cosine", "block_length", "temperature", "top_p")
+_GROUP = ("samplers", "curve", "rival")
 _TRUTH = ("mass", "max_tokens", "grid", "chunk")
 
 
@@ -89,10 +90,13 @@ def _compare(content: Mapping[str, Any]) -> ComparePlan:
     _check(content, (*_STUDY, "reference", "group"))
     groups = []
     for group in content.get("group", []):
-        _check(group, (*_SETTINGS, "guidance", "samplers", "curve"))
-        options = {k: v for k, v in group.items() if k not in ("samplers", "curve")}
+        _check(group, (*_SETTINGS, "guidance", *_GROUP))
+        options = {k: v for k, v in group.items() if k not in _GROUP}
+        rival = group.get("rival", True)
+        if not isinstance(rival, bool):
+            raise ValueError(f"rival must be true or false, got {rival!r}")
         groups.append(
-            Group(tuple(group["samplers"]), settings_of(_plain(options)), group.get("curve"))
+            Group(tuple(group["samplers"]), settings_of(_plain(options)), group.get("curve"), rival)
         )
     named = content.get("reference", [])
     references = (named,) if isinstance(named, str) else tuple(named)

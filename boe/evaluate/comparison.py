@@ -13,6 +13,7 @@ from boe.evaluate.outcomes import Outcome, outcomes_of
 from boe.evaluate.record import COSTS, Record, Trace
 from boe.evaluate.running import Run
 from boe.evaluate.settings import Setting
+from boe.evaluate.standing import Standing, standings
 from boe.evaluate.statistics import clustered_interval, mcnemar_p_value, sign_flip_p_value
 from boe.evaluate.study import Cell, Study
 from boe.evaluate.text_quality import TextResults
@@ -119,6 +120,7 @@ class Comparison:
 
     Attributes:
         equal_cost: all curves at the costs of each reference's settings, by axis.
+        standing: the first reference at its settings, against its rivals.
         records: all of them, or none where they were left out of the file.
         text: measures of all texts together, where the task writes prose.
     """
@@ -130,6 +132,7 @@ class Comparison:
     summaries: tuple[Summary, ...]
     pairs: tuple[Pair, ...]
     equal_cost: tuple[Level, ...]
+    standing: tuple[Standing, ...] = ()
     residual: tuple[ResidualCurve, ...] = ()
     records: tuple[Record, ...] = ()
     text: TextResults | None = None
@@ -145,6 +148,7 @@ class Comparison:
             "summary": [row_as_json(summary) for summary in self.summaries],
             "pairs": [row_as_json(pair) for pair in self.pairs],
             "equal_cost": [asdict(level) for level in self.equal_cost],
+            "standing": [row_as_json(standing) for standing in self.standing],
             "residual_entropy": [row_as_json(curve) for curve in self.residual],
         }
         if self.text is not None:
@@ -173,6 +177,9 @@ def analyse(run: Run, references: Sequence[str] = ()) -> Comparison:
             # An interrupted run may not have come to it.
             if reference in names:
                 levels += equal_cost(named, reference, axis)
+    standing = []
+    if references and references[0] in names:
+        standing = standings(named, references[0], _rivals(run.study), AXES)
     return Comparison(
         run.study,
         run.environment,
@@ -181,6 +188,7 @@ def analyse(run: Run, references: Sequence[str] = ()) -> Comparison:
         tuple(_summary(outcome, curves) for outcome in outcomes),
         tuple(_pairs(outcomes, run.records)),
         tuple(levels),
+        tuple(standing),
         tuple(_residual(run.traces)),
         tuple(run.records),
     )
@@ -189,6 +197,17 @@ def analyse(run: Run, references: Sequence[str] = ()) -> Comparison:
 def curve_name(curve: str, setting: Setting) -> str:
     """A curve's name, with what its settings have in common besides the budget."""
     return ", ".join((curve, *setting.extras()))
+
+
+def _rivals(study: Study) -> set[str]:
+    """The names of the curves of groups that are rivals."""
+    return {
+        curve_name(group.curve or sampler, setting)
+        for group in study.groups
+        if group.rival
+        for sampler in group.samplers
+        for setting in group.settings
+    }
 
 
 def _curves(outcomes: Sequence[Outcome], curves: Mapping[tuple[str, Setting], str]) -> list[Curve]:
@@ -307,7 +326,9 @@ def _residual(traces: Mapping[Cell, Sequence[Trace]]) -> list[ResidualCurve]:
     return curves
 
 
-def row_as_json(row: Summary | Pair | ResidualCurve) -> dict[str, Any]:
+def row_as_json(row: Summary | Pair | ResidualCurve | Standing) -> dict[str, Any]:
     """A row with its setting in JSON form."""
     content = {field.name: getattr(row, field.name) for field in fields(row)}
+    if isinstance(row, Standing):
+        content["best"] = {axis: best and asdict(best) for axis, best in row.best.items()}
     return {**content, "setting": row.setting.as_json()}

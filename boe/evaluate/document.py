@@ -2,7 +2,8 @@
 
 A section between ``<!-- boe: VIEW PATH -->`` and ``<!-- /boe -->`` holds what the view makes
 of the result at PATH, which is relative to the document: a JSON file, or the directory that
-``boe eval`` wrote. Whatever stood there is replaced; everything else is left alone.
+``boe eval`` wrote; some views take several, with commas between. Whatever stood there is
+replaced; everything else is left alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from boe.evaluate.fidelity.report import fidelity_table, plot_fidelity, theorem_
 from boe.evaluate.fidelity.study import Fidelity, fidelity_from_json
 from boe.evaluate.figures.ablation import plot_ablation
 from boe.evaluate.figures.costs import plot_comparison, plot_residual_entropy
+from boe.evaluate.figures.standing import plot_standing
 from boe.evaluate.figures.texts import plot_texts
 from boe.evaluate.stored import comparison_from_json
 from boe.evaluate.tables import (
@@ -27,6 +29,7 @@ from boe.evaluate.tables import (
     equal_cost_table,
     pairs_table,
     pivot_table,
+    standing_table,
     summary_table,
     text_table,
 )
@@ -73,11 +76,13 @@ def fill_document(document: Path, figures: bool = True) -> Filled:
         view, place = match["view"], match["path"]
         name = f"{view} {place}"
         try:
-            body, found = _section(view, document.parent / place, place, figures)
+            if view in _JOINT:
+                body, absent = _joint_section(view, document.parent, place.split(","), figures)
+            else:
+                body, absent = _section(view, document.parent, place, figures)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{document}, section {name!r}: {error}") from error
-        if not found:
-            missing.append(place)
+        missing.extend(absent)
         body = f"\n{body}\n\n"
         if body != match["body"]:
             stale.append(name)
@@ -112,31 +117,60 @@ def read_result(path: Path) -> Result:
     raise ValueError(f"{path}: schema must be of compare, ablate or fidelity, got {schema!r}")
 
 
-def _section(view: str, path: Path, place: str, figures: bool) -> tuple[str, bool]:
-    """A section's content, and whether its result is there."""
-    if view not in (*_TABLES, *_FIGURES, "about"):
-        known = ", ".join((*_TABLES, *_FIGURES, "about"))
-        raise ValueError(f"the view must be one of {known}")
+def _section(view: str, folder: Path, place: str, figures: bool) -> tuple[str, list[str]]:
+    """A section's content, and its ``place`` where its result is not there."""
+    if view not in VIEWS:
+        raise ValueError(f"the view must be one of {', '.join(VIEWS)}")
+    path = folder / place
     try:
         result = read_result(path)
     except FileNotFoundError:
-        plan = path / PLAN
-        how = f": `boe eval {plan.name}` in `{place}`" if plan.is_file() else ""
-        return f"*Not measured yet{how}.*", False
+        return _not_measured(path, place), [place]
     if view == "about":
-        return _about(result), True
+        return _about(result), []
     if view in _TABLES:
         kind, table = _TABLES[view]
         _check(result, kind)
-        return table(result), True
+        return table(result), []
     kind, file, alt, draw = _FIGURES[view]
     _check(result, kind)
-    folder = path if path.is_dir() else path.parent
+    home = path if path.is_dir() else path.parent
     stem = file if path.is_dir() else f"{path.stem}-{file}"
     if figures:
-        draw(result, folder / f"{stem}.svg")
+        draw(result, home / f"{stem}.svg")
     link = place if path.is_dir() else str(Path(place).parent)
-    return f"![{alt}]({link}/{stem}.svg)", True
+    return f"![{alt}]({link}/{stem}.svg)", []
+
+
+def _joint_section(
+    view: str, folder: Path, places: list[str], figures: bool
+) -> tuple[str, list[str]]:
+    """As :func:`_section` from several comparisons; a figure goes beside the first of them."""
+    results = []
+    absent = []
+    for place in places:
+        try:
+            result = read_result(folder / place)
+        except FileNotFoundError:
+            absent.append(place)
+            continue
+        _check(result, Comparison)
+        assert isinstance(result, Comparison)
+        results.append(result)
+    if absent:
+        return "\n\n".join(_not_measured(folder / place, place) for place in absent), absent
+    if view == "standing":
+        return standing_table(results).as_markdown(), []
+    file = Path(places[0]).with_name("standing.svg")
+    if figures:
+        plot_standing(results, folder / file)
+    return f"![Points ahead of the best rival at equal cost]({file})", []
+
+
+def _not_measured(path: Path, place: str) -> str:
+    plan = path / PLAN
+    how = f": `boe eval {plan.name}` in `{place}`" if plan.is_file() else ""
+    return f"*Not measured yet{how}.*"
 
 
 def _check(result: Result, kind: type) -> None:
@@ -198,7 +232,8 @@ _FIGURES: dict[str, tuple[type, str, str, Callable[[Any, Path], None]]] = {
         plot_fidelity,
     ),
 }
-VIEWS = (*_TABLES, *_FIGURES, "about")
+_JOINT = ("standing", "figure-standing")
+VIEWS = (*_TABLES, *_FIGURES, *_JOINT, "about")
 
 
 def _boes(comparison: Comparison) -> list[str]:

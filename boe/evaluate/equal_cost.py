@@ -124,13 +124,18 @@ def equal_cost(
     return levels
 
 
-def read_curves(costs: Tensor, accuracies: Tensor, cost: float) -> Tensor:
+def read_curves(costs: Tensor, accuracies: Tensor, cost: float, rising: bool = False) -> Tensor:
     """Accuracy (R,) at ``cost`` of R curves of K points each, (R, K).
 
     Points need not be in order. Outside a curve's costs its nearest point counts.
+
+    Args:
+        rising: a point counts for as much as any that is cheaper.
     """
     x, order = costs.sort(dim=1, stable=True)
     y = accuracies.gather(1, order)
+    if rising:
+        y = y.cummax(dim=1).values
     right = torch.searchsorted(x, torch.full_like(x[:, :1], cost))
     high = right.clamp(1, max(1, x.shape[1] - 1)).clamp(max=x.shape[1] - 1)
     low = (high - 1).clamp_min(0)

@@ -17,6 +17,7 @@ from boe.evaluate.equal_cost import Level, Reading
 from boe.evaluate.record import Record
 from boe.evaluate.running import Run
 from boe.evaluate.settings import Setting
+from boe.evaluate.standing import Best, Standing
 from boe.evaluate.study import Group, Study
 from boe.evaluate.text_quality import TextResults
 
@@ -43,6 +44,7 @@ def comparison_from_json(content: Mapping[str, Any]) -> Comparison:
         summaries=tuple(Summary(**with_setting(row)) for row in content["summary"]),
         pairs=tuple(Pair(**with_setting(row)) for row in content["pairs"]),
         equal_cost=tuple(_level(row) for row in content["equal_cost"]),
+        standing=tuple(_standing(row) for row in content.get("standing", ())),
         residual=tuple(ResidualCurve(**with_setting(row)) for row in content["residual_entropy"]),
         records=tuple(Record.from_json(row) for row in content.get("records", ())),
         text=None if text is None else TextResults.from_json(text),
@@ -83,6 +85,11 @@ def with_setting(row: Mapping[str, Any]) -> dict[str, Any]:
 def _level(row: Mapping[str, Any]) -> Level:
     readings = tuple(Reading(**_tuples(reading)) for reading in row["readings"])
     return Level(**{**row, "readings": readings})
+
+
+def _standing(row: Mapping[str, Any]) -> Standing:
+    best = {axis: best and Best(**_tuples(best)) for axis, best in row["best"].items()}
+    return Standing(**{**with_setting(row), "best": best})
 
 
 def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Group:
         curve: makes all of the group's samplers one curve of this name, whose points differ
             in an option of the sampler's own (such as γ of EB-Sampler); by default every
             sampler is a curve, whose points differ in the budget.
+        rival: whether the first reference is held against its curves
+            (:mod:`boe.evaluate.standing`).
 
     Raises:
         ValueError: nothing to run, or a specification that cannot be read.
@@ -44,6 +46,7 @@ class Group:
     samplers: tuple[str, ...]
     settings: tuple[Setting, ...]
     curve: str | None = None
+    rival: bool = True
 
     def __post_init__(self) -> None:
         for name in ("samplers", "settings"):
@@ -125,6 +128,7 @@ class Study:
                     "samplers": list(group.samplers),
                     "settings": [setting.as_json() for setting in group.settings],
                     **({} if group.curve is None else {"curve": group.curve}),
+                    **({} if group.rival else {"rival": False}),
                 }
                 for group in self.groups
             ],
@@ -138,6 +142,7 @@ class Study:
                 tuple(group["samplers"]),
                 tuple(Setting.from_json(setting) for setting in group["settings"]),
                 group.get("curve"),
+                group.get("rival", True),
             )
             for group in content["groups"]
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from boe.evaluate.ablation import Ablation
-from boe.evaluate.comparison import Comparison, Summary, curve_name
+from boe.evaluate.comparison import AXES, Comparison, Summary, curve_name
 from boe.evaluate.record import COSTS, Record
 from boe.evaluate.settings import Setting
 from boe.evaluate.text_quality import TextQuality
@@ -133,6 +133,31 @@ def equal_cost_table(comparison: Comparison, axis: str = "flop_equiv") -> Table:
         unit = f"{level.cost:.1f}" if axis != "seconds" else f"{level.cost:.3f}"
         rows.append((f"{unit} ({level.origin})", *cells))
     return Table((COST_NAMES[axis], *map(code, names)), tuple(rows))
+
+
+def standing_table(comparisons: Sequence[Comparison]) -> Table:
+    """The first reference of each comparison at its settings, against the best of its rivals."""
+    rows = []
+    for comparison in comparisons:
+        for standing in comparison.standing:
+            cells = []
+            for axis, digits in zip(AXES, (1, 3), strict=True):
+                best = standing.best[axis]
+                cells.append(f"{standing.costs[axis]:.{digits}f}")
+                if best is None:
+                    cells += ["none so cheap", "–", "–"]
+                    continue
+                cells += [
+                    " = ".join(map(code, best.names)),
+                    percent(best.accuracy),
+                    points_between(best.ahead, best.interval),
+                ]
+            task, setting = code(comparison.study.task), str(standing.setting)
+            rows.append((task, setting, percent(standing.accuracy), *cells))
+    columns = ["task", "setting", "right"]
+    for axis in AXES:
+        columns += [COST_NAMES[axis], "best rival for that", "right", "points ahead"]
+    return Table(tuple(columns), tuple(rows), labels=2)
 
 
 def text_table(comparison: Comparison) -> Table:

@@ -101,6 +101,19 @@ def test_a_plan_may_name_several_references(tmp_path: Path) -> None:
     )
 
 
+def test_a_plan_says_which_groups_are_no_rivals(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        'task = "fake"\nitems = 2\n[[group]]\nsamplers = ["confidence"]\n'
+        '[[group]]\nrival = false\nsamplers = ["entropy"]\n'
+    )
+    run("eval", plan)
+    groups = json.loads((tmp_path / "comparison.json").read_text())["study"]["groups"]
+    assert [group.get("rival") for group in groups] == [None, False]
+    plan.write_text(plan.read_text().replace("false", '"no"'))
+    assert "rival must be true or false, got 'no'" in str(invoke("eval", plan).exception)
+
+
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     result = invoke(*COMPARE, "--output", tmp_path / "out")

@@ -137,6 +137,7 @@ def test_the_json_form_has_the_documented_keys() -> None:
         "summary",
         "pairs",
         "equal_cost",
+        "standing",
         "residual_entropy",
         "records",
     ]
@@ -161,6 +162,9 @@ def test_the_json_form_has_the_documented_keys() -> None:
     assert set(content["equal_cost"][0]) == {
         *("axis", "cost", "origin", "reference", "items", "readings"),
     }
+    assert set(content["standing"][0]) == {"sampler", "setting", "accuracy", "costs", "best"}
+    best = content["standing"][0]["best"]["flop_equiv"]
+    assert set(best) == {"names", "accuracy", "ahead", "interval"}
     assert set(content["equal_cost"][0]["readings"][0]) == {
         *("curve", "kind", "accuracy", "interval", "difference", "difference_interval"),
     }

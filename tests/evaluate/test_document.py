@@ -8,11 +8,11 @@ import pytest
 from results_of_fakes import fake_ablation, fake_comparison
 
 from boe.evaluate.document import VIEWS, fill_document, read_result
-from boe.evaluate.tables import pivot_table
+from boe.evaluate.tables import pivot_table, standing_table
 from boe.files import write_json
 
 DOCS = Path(__file__).parents[2] / "docs"
-EVIDENCE = DOCS / "evidence.md"
+MEASURED = [DOCS / "evidence.md", *sorted((DOCS / "evidence").glob("*.md")), DOCS / "search.md"]
 
 
 @pytest.fixture
@@ -86,9 +86,27 @@ def test_figures_are_drawn_beside_the_result_and_linked(folder: Path, view, plac
     assert (folder / file).read_bytes().startswith(b"<?xml")
 
 
+def test_some_views_take_several_results(folder: Path) -> None:
+    (folder / "d").mkdir()
+    write_json(folder / "d" / "comparison.json", fake_comparison(3).as_json(records=False))
+    path = document(folder, section("standing", "c,d"), section("figure-standing", "d/,c"))
+    filled = fill_document(path)
+    assert standing_table([fake_comparison(3)] * 2).as_markdown() in filled.text
+    assert "](standing.svg)" in filled.text
+    assert (folder / "standing.svg").read_bytes().startswith(b"<?xml")
+    assert filled.missing == ()
+
+
+def test_of_several_results_those_that_are_not_there_are_said_to_be_missing(folder: Path) -> None:
+    filled = fill_document(document(folder, section("standing", "c,later,never")))
+    assert filled.missing == ("later", "never")
+    assert filled.text.count("*Not measured yet.*") == 2
+
+
 @pytest.mark.parametrize(
     ("view", "place", "message"),
     [
+        ("standing", "c,a", "the view needs a Comparison, got a Ablation"),
         ("best", "c", "section 'best c': the view must be one of summary, pivot"),
         ("ablation", "c", "the view needs a Ablation, got a Comparison"),
         ("pivot", "other.json", "schema must be of compare, ablate or fidelity"),
@@ -108,14 +126,15 @@ def test_a_result_is_read_from_a_file_or_a_directory(folder: Path) -> None:
         read_result(folder / "empty")
 
 
-@pytest.mark.parametrize("name", ["evidence.md", "search.md"])
-def test_a_document_of_measurements_is_what_the_stored_results_say(name: str) -> None:
-    """`boe report docs/evidence.md docs/search.md` makes it so."""
-    filled = fill_document(DOCS / name, figures=False)
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_a_document_of_measurements_is_what_the_stored_results_say(path: Path) -> None:
+    """`make report` makes it so."""
+    filled = fill_document(path, figures=False)
     assert filled.stale == ()
+    assert filled.missing == ()
 
 
 def test_every_view_is_named_in_the_documentation() -> None:
-    text = (EVIDENCE.parent / "command-line.md").read_text()
+    text = (DOCS / "command-line.md").read_text()
     for view in VIEWS:
         assert f"`{view}`" in text

@@ -12,8 +12,11 @@ from results_of_fakes import BASE, fake_ablation, fake_comparison, prose_compari
 
 from boe.evaluate.figures.ablation import plot_ablation
 from boe.evaluate.figures.costs import plot_comparison, plot_residual_entropy
+from boe.evaluate.figures.standing import plot_standing
 from boe.evaluate.figures.style import check_figure_path, looks
 from boe.evaluate.figures.texts import plot_texts
+from boe.evaluate.settings import Setting
+from boe.evaluate.standing import Best, Standing
 
 
 @pytest.mark.parametrize(
@@ -155,3 +158,27 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[plot\]'"):
         plot_comparison(fake_comparison(), tmp_path / "plot.png")
+
+
+def test_a_standing_shows_points_ahead_and_says_where_no_rival_is_so_cheap(drawn) -> None:
+    def at(rate: int, best: Best | None) -> Standing:
+        costs = {"flop_equiv": 9.0 / rate, "seconds": 0.1}
+        return Standing("o", Setting(rate), 0.5, costs, {"flop_equiv": best, "seconds": None})
+
+    behind = Best(("a",), 0.6, -0.1, (-0.2, -0.05))
+    ahead = Best(("a",), 0.3, 0.2, (0.1, 0.3))
+    comparison = replace(fake_comparison(), standing=(at(1, behind), at(2, ahead)))
+    forwards, seconds = drawn(plot_standing, [comparison, comparison])
+    shown = [label.get_text() for label in forwards.get_yticklabels()]
+    assert shown == ["fake, 1 per step", "fake, 2 per step"] * 2
+    points = [line for line in forwards.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in points] == pytest.approx([-10, 20] * 2)
+    assert points[0].get_color() != points[1].get_color()
+    ends = [tuple(line.get_xdata()) for line in forwards.lines if line.get_linewidth() == 1.2]
+    assert [pytest.approx(end) for end in ends[:2]] == [(-20, -5), (10, 30)]
+    assert [text.get_text() for text in seconds.texts] == ["no rival is so cheap"] * 4
+
+
+def test_without_a_standing_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the comparison on fake has no standing"):
+        plot_standing([replace(fake_comparison(), standing=())], tmp_path / "plot.svg")

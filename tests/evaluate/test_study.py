@@ -98,7 +98,11 @@ def test_a_group_can_be_one_curve_of_several_samplers() -> None:
 
 def test_a_study_survives_json() -> None:
     whole = study(
-        groups=(Group(("confidence",), (ONE, TWO)), Group(("boe",), (ONE,), curve="b")),
+        groups=(
+            Group(("confidence",), (ONE, TWO)),
+            Group(("boe",), (ONE,), curve="b"),
+            Group(("eb",), (ONE,), rival=False),
+        ),
         items=7,
         item_seed=3,
         split="validation",
