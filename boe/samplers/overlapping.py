@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from boe.denoisers.base import take_rows
 from boe.samplers.base import Count, Step, ranked_order, top_positions
 from boe.samplers.late_options import repr_of
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 # Probabilities held at once.
 _ELEMENTS = 1 << 24
@@ -102,25 +108,15 @@ class OverlapBound(Count):
         sure = step.proposal_probability.gather(1, order) >= self.floor
         entropy = entropy.gather(1, order).masked_fill(~offered, 0.0)
         shared = self._shared_information(step.prediction.logits, order, entropy)
-        taken = offered.clone()
-        taken[:, 1:] = False
-        number = torch.ones_like(step.budget)
         due = step.of_rows(lambda clock: clock.due(self.early)).squeeze(1)
-        wanted = torch.maximum(due, step.budget)
-        spent = torch.zeros_like(entropy[:, 0])
-        ignored = shared[:, 0].clone()
-        # A position's cost depends on which were taken before it, so they go one by one.
-        for place in range(1, order.shape[1]):
-            cost = torch.minimum(entropy[:, place], ignored[:, place])
-            joins = offered[:, place] & (sure[:, place] | (number < wanted))
-            fits = joins & (spent + cost <= self.gamma)
-            taken[:, place] = fits
-            number = number + fits
-            spent = spent + torch.where(fits, cost, 0.0)
-            ignored = ignored + torch.where(fits.unsqueeze(1), shared[:, place], 0.0)
+        # One after the other, since a cost depends on what was taken before: dozens of the
+        # smallest operations, which numpy starts in a fraction of the time.
+        places = _Places(*(_on_host(x) for x in (offered, sure, entropy, shared)))
+        budget = _on_host(step.budget)
+        places.take_within(self.gamma, np.maximum(_on_host(due), budget))
         if self.fills:
-            short = torch.minimum(step.budget, offered.sum(dim=1)) - number
-            taken = self._filled(taken, offered, short, entropy, shared, ignored)
+            places.fill_up(np.minimum(budget, places.offered.sum(axis=1)), self.share)
+        taken = torch.from_numpy(places.taken).to(order.device)
         return torch.zeros_like(step.eligible).scatter(1, order, taken)
 
     def _precedence(self, step: Step, entropy: Tensor) -> Tensor:
@@ -154,22 +150,53 @@ class OverlapBound(Count):
         share = self.share + (1.0 - self.share) * torch.cat(cosines).double()
         return share * torch.minimum(entropy.unsqueeze(1), entropy.unsqueeze(2))
 
-    def _filled(
-        self,
-        taken: Tensor,
-        offered: Tensor,
-        short: Tensor,
-        entropy: Tensor,
-        shared: Tensor,
-        ignored: Tensor,
-    ) -> Tensor:
-        """``taken`` (B, P) and, one after the other, the ``short`` (B,) cheapest others."""
-        for _ in range(int(short.amax())):
-            cost = torch.minimum(entropy, ignored) + self.share * entropy
-            cheapest = cost.masked_fill(taken | ~offered, torch.inf).argmin(dim=1, keepdim=True)
-            joins = (short > 0).unsqueeze(1)
-            taken = taken | torch.zeros_like(taken).scatter(1, cheapest, joins)
-            added = shared.gather(1, cheapest.unsqueeze(2).expand(-1, -1, shared.shape[2]))
-            ignored = ignored + torch.where(joins, added.squeeze(1), 0.0)
-            short = short - 1
-        return taken
+
+class _Places:
+    """Positions in the order in which they are gone through, and which are taken.
+
+    Args:
+        offered, sure: bool (B, P).
+        entropy: float64 (B, P).
+        shared: float64 (B, P, P), what each pair is charged.
+    """
+
+    def __init__(
+        self, offered: BoolArray, sure: BoolArray, entropy: FloatArray, shared: FloatArray
+    ) -> None:
+        self.offered, self.sure = offered, sure
+        self.entropy, self.shared = entropy, shared
+        self.taken = np.zeros_like(offered)
+        self.taken[:, 0] = offered[:, 0]
+        # What each ignores of those that are taken, before it is held to its own entropy.
+        self.ignored = shared[:, 0].copy()
+
+    def take_within(self, gamma: float, wanted: FloatArray) -> None:
+        """Take what costs at most ``gamma`` together: what is sure, and the first ``wanted``."""
+        number = np.ones(len(self.taken), dtype=np.int64)
+        spent = np.zeros(len(self.taken))
+        for place in range(1, self.taken.shape[1]):
+            cost = np.minimum(self.entropy[:, place], self.ignored[:, place])
+            joins = self.offered[:, place] & (self.sure[:, place] | (number < wanted))
+            fits = joins & (spent + cost <= gamma)
+            if fits.any():
+                self.taken[:, place] = fits
+                number += fits
+                spent += np.where(fits, cost, 0.0)
+                self.ignored[fits] += self.shared[fits, place]
+
+    def fill_up(self, wanted: IntArray, share: float) -> None:
+        """Take the cheapest others, one after the other, until ``wanted`` (B,) are taken."""
+        while True:
+            rows = np.flatnonzero(self.taken.sum(axis=1) < wanted)
+            if not len(rows):
+                return
+            entropy = self.entropy[rows]
+            cost = np.minimum(entropy, self.ignored[rows]) + share * entropy
+            cost[self.taken[rows] | ~self.offered[rows]] = np.inf
+            cheapest = cost.argmin(axis=1)
+            self.taken[rows, cheapest] = True
+            self.ignored[rows] += self.shared[rows, cheapest]
+
+
+def _on_host(x: Tensor) -> Any:
+    return x.cpu().numpy()
