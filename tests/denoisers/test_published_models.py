@@ -319,6 +319,26 @@ def test_a_config_that_asks_for_other_computations_is_refused_by_name(
         blueprint_of({**CONFIGS[name], key: value})
 
 
+@pytest.mark.parametrize("name", ["llada", "dream", "llada2", "sdar", "sdar_moe"])
+def test_rotary_settings_are_read_where_transformers_5_saves_them(name: str) -> None:
+    published = CONFIGS[name]
+    moved = {key: published[key] for key in published if key.startswith(("rope_th", "partial_"))}
+    rest = {
+        key: value for key, value in published.items() if key not in moved and key != "rope_scaling"
+    }
+
+    def native(config: dict) -> dict:
+        blueprint = blueprint_of(config)
+        assert blueprint is not None
+        said = ("rope_parameters", "rope_scaling")
+        return {key: v for key, v in blueprint.native_config.items() if key not in said}
+
+    assert native({**rest, "rope_parameters": moved}) == native(published)
+    scaled = {**moved, "rope_type": "yarn", "factor": 4.0}
+    with pytest.raises(UnsupportedModel, match="rope_scaling"):
+        blueprint_of({**rest, "rope_parameters": scaled})
+
+
 def test_other_configs_are_none_of_ours() -> None:
     assert blueprint_of({"model_type": "bert"}) is None
     assert blueprint_of({"model_type": "llama"}) is None

@@ -29,5 +29,20 @@ def blueprint_of(config: dict[str, Any]) -> Blueprint | None:
     """
     for recognises, blueprint in FORMATS.values():
         if recognises(config):
-            return blueprint(config)
+            return blueprint(config if FORMAT_KEY in config else _with_published_rope(config))
     return None
+
+
+def _with_published_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with what transformers 5 saves as ``rope_parameters`` as it was published.
+
+    Unread, these would leave a model with the default base, which no error shows.
+    """
+    parameters = config.get("rope_parameters")
+    if not isinstance(parameters, dict):
+        return config
+    names = ("rope_theta", "partial_rotary_factor")
+    rope = {name: parameters[name] for name in names if name in parameters}
+    if parameters.get("rope_type", "default") != "default":
+        rope["rope_scaling"] = parameters
+    return {**rope, **config}

@@ -24,6 +24,7 @@ _SWITCHES = {
     "bias_for_layer_norm": False,
     "attention_layer_norm": False,
     "rope": True,
+    "rope_scaling": None,
     "alibi": False,
     "input_emb_norm": False,
     "scale_logits": False,
