@@ -147,12 +147,17 @@ class DFM(Ancestral):
     b_t·(α_s/α_t − 1). Steps have width min(1/T, 1/(a_t/t + b_t/(1 − t))), the first one
     1/T (where b_t = 0: MDLM's kernel), and end when t is no longer than the last width.
     So there are more than T of them: 268 for T = 256, but also 49 for T = 4, since near both
-    ends of time the corrector allows short steps only.
+    ends of time the corrector allows short steps only. It has no ``end``.
     """
 
     name: ClassVar[str] = "dfm"
     takes_back: ClassVar[bool] = True
     renoises: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end != Ancestral.end:
+            raise ValueError(f"end must be left out: dfm ends by its steps, got {self.end}")
 
     def times(self, steps: int) -> Times:
         return _corrector_times(steps)

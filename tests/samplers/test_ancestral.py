@@ -238,6 +238,11 @@ def test_sedd_draws_the_masks_left_at_the_end() -> None:
     assert abs(share - 0.4) < 4 * math.sqrt(0.24 / len(best))
 
 
+def test_dfm_has_no_end_to_be_set() -> None:
+    with pytest.raises(ValueError, match=r"end must be left out: dfm ends by its steps, got 0\.1"):
+        sampler_from("dfm:end=0.1")
+
+
 def test_dfm_takes_more_steps_than_asked_for() -> None:
     widths = [t - s for t, s in DFM().times(256)]
     assert len(widths) > 256
