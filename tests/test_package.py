@@ -83,6 +83,6 @@ def test_the_oldest_versions_that_are_tested_are_the_lower_bounds_of_the_package
         bounds[requirement.name] = Version(bound.version)
     lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if "==" in line)
-    # Of numpy what we need is older than what Triton's interpreter does.
+    # The newest that the interpreter of the oldest Triton takes, not the oldest that we do.
     del pinned["numpy"], bounds["numpy"]
     assert {name: Version(version) for name, version in pinned.items()} == bounds
