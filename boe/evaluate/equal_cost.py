@@ -85,13 +85,11 @@ def equal_cost(
     named = {curve.name: curve for curve in curves}
     if reference not in named:
         raise ValueError(f"reference must be one of {', '.join(named)}, got {reference!r}")
-    shared = sorted(
-        set.intersection(*(set(point.items) for curve in curves for point in curve.points))
-    )
+    shared = shared_items(curves)
     if not shared:
         return []
     weights = resampling_weights(len(shared))
-    tables = {name: _table(curve, shared, axis) for name, curve in named.items()}
+    tables = {name: costs_and_answers(curve, shared, axis) for name, curve in named.items()}
     wanted: list[tuple[float, str]]
     if costs is None:
         points = sorted(named[reference].points, key=lambda point: point.mean(axis, shared))
@@ -145,8 +143,15 @@ def read_curves(costs: Tensor, accuracies: Tensor, cost: float, rising: bool = F
     return (y0 + share * (y1 - y0)).squeeze(1)
 
 
-def _table(curve: Curve, items: Sequence[int], axis: str) -> tuple[Tensor, Tensor]:
-    """Costs and accuracies, float64 (K, items)."""
+def shared_items(curves: Sequence[Curve]) -> list[int]:
+    """Items that all points of all curves have, in order."""
+    return sorted(
+        set.intersection(*(set(point.items) for curve in curves for point in curve.points))
+    )
+
+
+def costs_and_answers(curve: Curve, items: Sequence[int], axis: str) -> tuple[Tensor, Tensor]:
+    """Costs and accuracies of a curve's K points, float64 (K, items)."""
     spent = [point.listed(axis, items) for point in curve.points]
     right = [point.listed("accuracy", items) for point in curve.points]
     return torch.tensor(spent, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)

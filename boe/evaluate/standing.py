@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from boe.evaluate.bootstrap import percentile_interval, resampling_weights
-from boe.evaluate.equal_cost import Curve, read_curves
+from boe.evaluate.equal_cost import Curve, costs_and_answers, read_curves, shared_items
 from boe.evaluate.settings import Setting
 
 _EQUAL = 1e-9
@@ -58,9 +58,7 @@ def standings(
     A rival is read off at the point's cost as by :func:`boe.evaluate.equal_cost.equal_cost`,
     but has what it can have for less, too: its most right answers up to there.
     """
-    shared = sorted(
-        set.intersection(*(set(point.items) for curve in curves for point in curve.points))
-    )
+    shared = shared_items(curves)
     if not shared:
         return []
     weights = resampling_weights(len(shared))
@@ -88,10 +86,7 @@ def _best(
     """The best of ``curves`` at ``cost``, against the sampler that was ``right`` (items,)."""
     offers = []
     for curve in curves:
-        spent = torch.tensor([p.listed(axis, items) for p in curve.points], dtype=torch.float64)
-        answers = torch.tensor(
-            [p.listed("accuracy", items) for p in curve.points], dtype=torch.float64
-        )
+        spent, answers = costs_and_answers(curve, items, axis)
         if float(spent.mean(dim=1).min()) > cost * (1.0 + _EQUAL):
             continue
         reading = read_curves(
