@@ -76,6 +76,9 @@ def compare(
     traced: Annotated[
         int, typer.Option(min=0, help="Items whose remaining entropy is recorded.")
     ] = 0,
+    timings: Annotated[
+        int, typer.Option(min=1, help="How often a decode is run; its seconds are the median.")
+    ] = 1,
     reference: Annotated[
         str | None, typer.Option(help="Whose costs all are read off at; confidence by default.")
     ] = None,
@@ -102,6 +105,7 @@ def compare(
         seeds=_seeds(seeds, seed),
         batch_size=batch,
         traced=traced,
+        timings=timings,
     )
     references = () if reference is None else (reference,)
     if not run_comparison(study, json, plot, output, references, mauve).complete:

@@ -18,7 +18,7 @@ from boe.evaluate.fidelity.study import SCORES, FidelityStudy
 from boe.evaluate.fidelity.truth import TruthOptions
 from boe.evaluate.study import Group, Study, settings_of
 
-_STUDY = ("task", "difficulty", "items", "seed", "split", "seeds", "batch", "traced")
+_STUDY = ("task", "difficulty", "items", "seed", "split", "seeds", "batch", "traced", "timings")
 _SETTINGS = ("tokens_per_step", "steps", "cosine", "block_length", "temperature", "top_p")
 _GROUP = ("samplers", "curve", "rival")
 _TRUTH = ("mass", "max_tokens", "grid", "chunk")
@@ -169,6 +169,7 @@ def _study(content: Mapping[str, Any], groups: tuple[Group, ...]) -> Study:
         seeds=tuple(content.get("seeds", (seed,))),
         batch_size=content.get("batch", 50),
         traced=content.get("traced", 0),
+        timings=content.get("timings", 1),
     )
 
 

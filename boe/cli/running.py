@@ -39,9 +39,8 @@ def run_visibly(study: Study, task: Task, console: Console, records: Path | None
             items = task.items(study.items, study.item_seed, study.split)
         with console.status("loading the model"):
             denoiser = task.denoiser()
-        total = len(list(study.cells())) * (study.items + study.traced)
         with progress_on(console) as progress:
-            bar = progress.add_task("decoding", total=total)
+            bar = progress.add_task("decoding", total=study.decodes)
 
             def advance(cell: Cell, count: int) -> None:
                 progress.update(bar, advance=count, description=f"{cell.sampler}, {cell.setting}")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import boe
@@ -13,7 +14,7 @@ from boe.decoding import TokensPerStep, generate
 from boe.denoisers.base import Denoiser
 from boe.evaluate.environment import environment
 from boe.evaluate.fingerprint import fingerprint, short_digest
-from boe.evaluate.record import Record, Trace, decode, trace
+from boe.evaluate.record import Record, Trace, decode, time_again, trace
 from boe.evaluate.store import RecordStore
 from boe.evaluate.study import Cell, Study
 from boe.samplers import Policy, Strategy, strategy_from
@@ -51,15 +52,17 @@ def run_study(
     """Decode everything that the study asks for and the store does not have.
 
     Each batch of items is decoded by all cells before the next: the machine's load weighs on
-    all alike, and an interrupted run has compared everything on the same items. Ctrl-C ends
-    the run early and returns what is there.
+    all alike, and an interrupted run has compared everything on the same items. Further
+    timings go through all of it again for the same reason. Ctrl-C ends the run early and
+    returns what is there.
 
     Args:
         task: the study's task object.
         items: its items, if they are already there.
         denoiser: the task's own by default.
         store: where results are kept; in memory by default.
-        on_record: called with a cell and how many items of it were decoded, traced or found.
+        on_record: called with a cell and how many items of it were decoded, timed again,
+            traced or found.
 
     Raises:
         ValueError: the store holds results for other items of the same number.
@@ -72,6 +75,7 @@ def run_study(
     cells = list(study.cells())
     keys = _keys(study, identity, where, "decode")
     trace_keys = _keys(study, identity, where, "trace")
+    timing_keys = _timing_keys(study, identity, where)
     resumed = sum(len(_stored(store, key, items)) for key in keys.values())
     complete = False
     try:
@@ -86,6 +90,14 @@ def run_study(
                     records = decode(denoiser, task, missing, cell)
                     _append(store, keys[cell], missing, [r.outcome() for r in records])
                 on_record(cell, len(batch))
+        for again in timing_keys:
+            for batch in _batches(items, study.batch_size):
+                for cell in cells:
+                    missing = _missing(store, again[cell], batch)
+                    if missing:
+                        timed = time_again(denoiser, task, missing, cell)
+                        _append(store, again[cell], missing, timed)
+                    on_record(cell, len(batch))
         for batch in _batches(items[: study.traced], study.batch_size):
             for cell in cells:
                 missing = _missing(store, trace_keys[cell], batch)
@@ -119,8 +131,15 @@ def stored_run(
     """
     run = Run(study, dict(where), denoiser, [], {})
     trace_keys = _keys(study, denoiser, where, "trace")
+    timing_keys = _timing_keys(study, denoiser, where)
     for cell, key in _keys(study, denoiser, where, "decode").items():
-        run.records += [Record.of(cell, outcome) for outcome in _stored(store, key, items)]
+        seconds: dict[int, list[float]] = {}
+        for again in timing_keys:
+            for timed in _stored(store, again[cell], items):
+                seconds.setdefault(timed["item"], []).append(timed["seconds"])
+        for outcome in _stored(store, key, items):
+            timings = [outcome["seconds"], *seconds.get(outcome["item"], ())]
+            run.records.append(Record.of(cell, {**outcome, "seconds": median(timings)}))
         traced = _stored(store, trace_keys[cell], items[: study.traced])
         if traced:
             run.traces[cell] = [Trace.from_json(content) for content in traced]
@@ -142,6 +161,15 @@ def _keys(
         "environment": dict(where),
     }
     return {cell: {**base, **_identity(cell), "kind": kind} for cell in study.cells()}
+
+
+def _timing_keys(
+    study: Study, denoiser: str | None, where: Mapping[str, Any]
+) -> list[dict[Cell, dict[str, Any]]]:
+    """Of every timing after the first, the keys of its cells."""
+    return [
+        _keys(study, denoiser, where, f"timing {number}") for number in range(2, study.timings + 1)
+    ]
 
 
 def describe(sampler: str | Policy | Strategy) -> str:

@@ -73,6 +73,8 @@ class Study:
         batch_size: items decoded together.
         traced: for so many items the remaining entropy after each step is recorded too, in a
             decode of its own, so that the timed one keeps no trajectory.
+        timings: how often every decode is run. Its seconds are their median; the rest is that
+            of the first.
 
     Raises:
         ValueError: numbers out of range, or the same cell twice.
@@ -87,12 +89,13 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     batch_size: int = 50
     traced: int = 0
+    timings: int = 1
 
     def __post_init__(self) -> None:
         if not self.groups:
             raise ValueError("groups must hold at least one, got none")
         check_split(self.split)
-        for name, least in (("items", 1), ("batch_size", 1), ("traced", 0)):
+        for name, least in (("items", 1), ("batch_size", 1), ("traced", 0), ("timings", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.traced > self.items:
@@ -113,6 +116,11 @@ class Study:
             for setting, sampler, seed in product(group.settings, group.samplers, self.seeds):
                 yield Cell(sampler, setting, seed, group.curve or sampler)
 
+    @property
+    def decodes(self) -> int:
+        """How many items are decoded, by all cells together."""
+        return len(list(self.cells())) * (self.items * self.timings + self.traced)
+
     def as_json(self) -> dict[str, Any]:
         return {
             "task": self.task,
@@ -123,6 +131,7 @@ class Study:
             "seeds": list(self.seeds),
             "batch_size": self.batch_size,
             "traced": self.traced,
+            "timings": self.timings,
             "groups": [
                 {
                     "samplers": list(group.samplers),

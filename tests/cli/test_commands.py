@@ -238,6 +238,7 @@ def test_compare_shows_stores_and_draws(tmp_path: Path) -> None:
         "seeds": [0],
         "batch_size": 50,
         "traced": 0,
+        "timings": 1,
         "groups": [
             {
                 "samplers": ["confidence", "boe"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -79,6 +80,49 @@ def test_seeds_are_draws_of_the_same_items() -> None:
     assert Counter(record.seed for record in run.records) == {0: 5, 1: 5}
     answers = [[r.answer for r in run.records if r.seed == seed] for seed in (0, 1)]
     assert answers[0] != answers[1]
+
+
+def test_seconds_are_the_median_of_all_timings_and_nothing_is_judged_again(tmp_path: Path) -> None:
+    task, path = FakeTask(), tmp_path / "r.jsonl"
+    seen: list[int] = []
+    study = replace(STUDY, timings=3, traced=1)
+    with RecordStore(path) as store:
+        first = run_study(STUDY, task, store=store)
+        run = run_study(study, task, store=store, on_record=lambda cell, count: seen.append(count))
+        assert sum(seen) == study.decodes == 4 * (5 * 3 + 1)
+    assert task.judged == dict.fromkeys(range(5), 4)
+    assert untimed(run.records) == untimed(first.records)
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    of = {line["cell"]: line["of"] for line in lines if "of" in line}
+    seconds: dict[tuple[str, str, int], list[float]] = {}
+    for line in lines:
+        if "seconds" in line:
+            cell = of[line["cell"]]
+            place = (cell["sampler"], str(cell["setting"]), line["item"])
+            seconds.setdefault(place, []).append(line["seconds"])
+    for record in run.records:
+        timings = seconds[describe(record.sampler), str(record.setting.as_json()), record.item]
+        assert len(timings) == 3
+        assert record.seconds == sorted(timings)[1]
+
+
+def test_an_interrupted_timing_goes_on_where_it_was(tmp_path: Path) -> None:
+    path, study = tmp_path / "r.jsonl", replace(STUDY, timings=2)
+    calls: list[int] = []
+
+    def stop(cell: Cell, count: int) -> None:
+        calls.append(count)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+
+    with RecordStore(path) as store:
+        assert not run_study(study, FakeTask(), store=store, on_record=stop).complete
+        before = len(path.read_text().splitlines())
+        run = run_study(study, FakeTask(), store=store)
+    assert run.complete
+    after = path.read_text().splitlines()[before:]
+    # Of the second round's 20 items 6 were there, and one cell's description was not.
+    assert sum('"of"' not in line for line in after) == 20 - 6
 
 
 # --- interruptions --------------------------------------------------------------------

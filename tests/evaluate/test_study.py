@@ -109,6 +109,7 @@ def test_a_study_survives_json() -> None:
         seeds=(1, 2),
         batch_size=4,
         traced=2,
+        timings=3,
     )
     assert Study.from_json(json.loads(json.dumps(whole.as_json()))) == whole
 
@@ -120,6 +121,7 @@ def test_a_study_survives_json() -> None:
         ({"items": 0}, "items must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"items": 3, "traced": 4}, "traced must be at most the number of items, 3, got 4"),
+        ({"timings": 0}, "timings must be at least 1, got 0"),
         ({"seeds": ()}, "seeds must be different numbers"),
         ({"seeds": (1, 1)}, "seeds must be different numbers"),
         ({"split": "holdout"}, "split must be one of"),
