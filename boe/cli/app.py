@@ -168,6 +168,7 @@ def generate(
         bool,
         typer.Option("--chat", help="The prompt is a user's message; show the answer alone."),
     ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     mask_id: Annotated[int | None, typer.Option(min=0, help="Where nothing names it.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Directory or Hub id, where the checkpoint has none.")
@@ -246,6 +247,7 @@ def generate(
             dtype,
             json,
             chat=chat,
+            revision=revision,
             mask_id=mask_id,
             tokenizer=tokenizer,
             allow_pickle=allow_pickle,
@@ -269,7 +271,7 @@ def generate(
     source = str(Path(model).resolve()) if Path(model).is_dir() else model
     complete = run_sharded_generation(
         ModelSource(
-            *(source, dtype, device, mask_id, tokenizer, allow_pickle, trust_remote_code),
+            *(source, revision, dtype, device, mask_id, tokenizer, allow_pickle, trust_remote_code),
             tensor_parallel=tensor_parallel or 1,
             compilation=compilation,
         ),

@@ -19,7 +19,7 @@ from boe.denoisers.checkpoint import Checkpoint, first_line, read_config
 from boe.denoisers.placement import require_device
 from boe.denoisers.published import Blueprint, blueprint_of
 from boe.denoisers.tensor_parallel import act_together, device_of, lay_out
-from boe.denoisers.transformers_loading import load_with_transformers
+from boe.denoisers.transformers_loading import at, load_with_transformers
 from boe.denoisers.weights import load_weights
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    revision: str | None = None,
     mask_id: int | None = None,
     tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
@@ -63,6 +64,8 @@ def load_model(
         source: a checkpoint directory, or a model id of the Hub.
         device: where the model is put, by default the CPU; not with ``mesh``, which says it.
         dtype: of the weights; the checkpoint's own by default.
+        revision: branch, tag or commit of a Hub id; not of ``tokenizer``. Only a commit is sure
+            to stay the same.
         mask_id: id of the mask token, where neither config nor tokenizer say.
         tokenizer: directory or Hub id of the tokenizer, where the checkpoint has none
             (MDLM and SEDD use "gpt2").
@@ -78,8 +81,9 @@ def load_model(
         UnsupportedModel: no masked LM, no mask token, or an architecture that cannot be
             used (see :class:`boe.denoisers.transformers_model.TransformersDenoiser`), or not
             with a mesh: no plan, or one of another kind, remote code, a quantised model.
-        ValueError: a device that torch does not have, a mesh and a device, a mesh of several
-            dimensions, or one that does not divide the model's heads or MLP columns.
+        ValueError: a device that torch does not have, a revision of a directory, a mesh and a
+            device, a mesh of several dimensions, or one that does not divide the model's heads
+            or MLP columns.
         TypeError: ``dtype`` is no floating dtype of torch.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -89,7 +93,9 @@ def load_model(
     device = require_device("cpu" if device is None else device)
     for place in (source, tokenizer):
         _require_directory(place)
-    folder, blueprint = _published(str(source), allow_pickle)
+    if revision is not None and Path(source).exists():
+        raise ValueError(f"revision is for ids of the Hub, but {source} is a directory here")
+    folder, blueprint = _published(str(source), revision, allow_pickle)
     if block_length is not None:
         check_block_length(block_length)
         if blueprint is None or blueprint.block_length is None:
@@ -113,7 +119,8 @@ def load_model(
         _name_mask(words, mask_id)
         return LoadedModel(denoiser, words, str(source))
     denoiser, words = load_with_transformers(
-        str(source), device, dtype, mask_id, tokenizer, allow_pickle, trust_remote_code, mesh
+        str(source),
+        *(revision, device, dtype, mask_id, tokenizer, allow_pickle, trust_remote_code, mesh),
     )
     return LoadedModel(denoiser, words, str(source))
 
@@ -200,7 +207,9 @@ def _require_directory(place: str | Path | None) -> None:
         raise FileNotFoundError(f"cannot load {place}: there is no such directory")
 
 
-def _published(source: str, allow_pickle: bool) -> tuple[Path, Blueprint | None]:
+def _published(
+    source: str, revision: str | None, allow_pickle: bool
+) -> tuple[Path, Blueprint | None]:
     """The local folder, and the blueprint if the checkpoint is one that we build."""
     folder = Path(source)
     if folder.exists():
@@ -208,16 +217,18 @@ def _published(source: str, allow_pickle: bool) -> tuple[Path, Blueprint | None]
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        blueprint = blueprint_of(read_config(Path(hf_hub_download(source, "config.json")).parent))
+        config = Path(hf_hub_download(source, "config.json", revision=revision))
+        blueprint = blueprint_of(read_config(config.parent))
         if blueprint is None:
             return folder, None
         patterns = [*_PUBLISHED_FILES, *(["*.bin"] if allow_pickle else [])]
-        return Path(snapshot_download(source, allow_patterns=patterns)), blueprint
+        fetched = snapshot_download(source, revision=revision, allow_patterns=patterns)
+        return Path(fetched), blueprint
     except UnsupportedModel:
         raise
     except Exception as error:
         raise FileNotFoundError(
-            f"cannot load {source}, which is no directory here: {first_line(error)}"
+            f"cannot load {source}{at(revision)}, which is no directory here: {first_line(error)}"
         ) from error
 
 

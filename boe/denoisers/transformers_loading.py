@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 def load_with_transformers(
     source: str,
+    revision: str | None,
     device: str | torch.device,
     dtype: torch.dtype | None,
     mask_id: int | None,
@@ -43,14 +44,23 @@ def load_with_transformers(
     Arguments and errors are those of :func:`boe.load_model`; ``device`` counts only where there
     is no mesh.
     """
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
+    from transformers import (
+        CONFIG_MAPPING,
+        AutoConfig,
+        AutoModelForMaskedLM,
+        AutoTokenizer,
+        PreTrainedConfig,
+    )
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     if not allow_pickle:
         refuse_pickles(Path(source))
-    with _loading(source, allow_pickle):
-        own_code = PreTrainedConfig.get_config_dict(source)[0].get("auto_map") or {}
-        if own_code and not trust_remote_code and not _known(source):
+    with _loading(source, revision, allow_pickle):
+        content = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+        own_code = content.get("auto_map") or {}
+        # Without the checkpoint's code, where transformers has the architecture itself.
+        known = content.get("model_type") in CONFIG_MAPPING
+        if own_code and not trust_remote_code and not known:
             raise UnsupportedModel(
                 f"{source} comes with Python code of its own, which is run only with "
                 f"trust_remote_code=True; without it boe loads {', '.join(FORMATS)} and "
@@ -62,17 +72,18 @@ def load_with_transformers(
                 f"{source} comes with Python code of its own, which does not go with a mesh: "
                 "only transformers' own plans say how layers are shared out"
             )
-        config = AutoConfig.from_pretrained(source, trust_remote_code=remote)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=remote)
         if not remote and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
             raise UnsupportedModel(f"{source} ({config.model_type}) has no masked-LM class")
     if mesh is not None:
         check_layout(source, config, mesh)
     absent: list[str] = []
-    with _loading(source, allow_pickle):
+    with _loading(source, revision, allow_pickle):
         if mesh is None:
             loader: Any = _remote_class(own_code, source) if remote else AutoModelForMaskedLM
             model, report = loader.from_pretrained(
                 source,
+                revision=revision,
                 dtype=dtype or "auto",
                 output_loading_info=True,
                 trust_remote_code=remote,
@@ -80,8 +91,12 @@ def load_with_transformers(
             )
             absent = sorted(report["missing_keys"])
         else:
-            model = _read_in_parts(source, config, dtype, mesh)
-        words = AutoTokenizer.from_pretrained(tokenizer or source, trust_remote_code=remote)
+            model = _read_in_parts(_local_folder(source, revision), config, dtype, mesh)
+        words = AutoTokenizer.from_pretrained(
+            tokenizer or source,
+            revision=revision if tokenizer is None else None,
+            trust_remote_code=remote,
+        )
     if absent:
         # transformers fills these in at random and only logs it.
         raise FileNotFoundError(
@@ -100,7 +115,7 @@ def load_with_transformers(
     return _denoiser(model.to(device), mask_id, suppressed, remote), words
 
 
-def _read_in_parts(source: str, config: Any, dtype: torch.dtype | None, mesh: DeviceMesh) -> Any:
+def _read_in_parts(folder: Path, config: Any, dtype: torch.dtype | None, mesh: DeviceMesh) -> Any:
     """transformers' own masked LM, of whose layers this rank reads its part.
 
     Under the names that ``save_pretrained`` gives them: what transformers renames while it
@@ -108,10 +123,10 @@ def _read_in_parts(source: str, config: Any, dtype: torch.dtype | None, mesh: De
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-    checkpoint = Checkpoint.open(_local_folder(source), allow_pickle=True)
+    checkpoint = Checkpoint.open(folder, allow_pickle=True)
     if checkpoint.pickled:
         raise PickledWeights(
-            f"cannot load {source} in parts: its weights are pickled; save it once with "
+            f"cannot load {folder} in parts: its weights are pickled; save it once with "
             "transformers' save_pretrained, which writes safetensors"
         )
     with torch.device("meta"):
@@ -131,16 +146,17 @@ def _read_in_parts(source: str, config: Any, dtype: torch.dtype | None, mesh: De
     return model
 
 
-def _local_folder(source: str) -> Path:
+def _local_folder(source: str, revision: str | None) -> Path:
     if Path(source).exists():
         return Path(source)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+    patterns = ["*.json", "*.safetensors"]
+    return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
 
 
 @contextmanager
-def _loading(source: str, allow_pickle: bool) -> Iterator[None]:
+def _loading(source: str, revision: str | None, allow_pickle: bool) -> Iterator[None]:
     """Turns what transformers raises about ``source`` into one error that names it."""
     try:
         yield
@@ -151,7 +167,7 @@ def _loading(source: str, allow_pickle: bool) -> Iterator[None]:
         reason = first_line(error)
         if "safetensors" in reason and not allow_pickle:
             reason += "; pickled weights are read only with allow_pickle=True"
-        raise FileNotFoundError(f"cannot load {source}: {reason}") from error
+        raise FileNotFoundError(f"cannot load {source}{at(revision)}: {reason}") from error
 
 
 def _denoiser(
@@ -171,11 +187,9 @@ def _denoiser(
             raise UnsupportedModel(f"{refusal}; and {second}") from second
 
 
-def _known(source: str) -> bool:
-    """Whether transformers has this architecture without the checkpoint's code."""
-    from transformers import CONFIG_MAPPING, PreTrainedConfig
-
-    return PreTrainedConfig.get_config_dict(source)[0].get("model_type") in CONFIG_MAPPING
+def at(revision: str | None) -> str:
+    """Names a revision behind what it is of."""
+    return "" if revision is None else f" at {revision}"
 
 
 def _remote_class(auto_map: dict[str, str], source: str) -> Any:

@@ -42,6 +42,7 @@ def load(settings: EvaluationSettings, ranks: Ranks, group: RankGroup | None = N
         source_of(settings.pretrained),
         device=ranks.device(settings.device) if group is None else None,
         dtype=dtype_named(settings.dtype),
+        revision=settings.revision,
         mask_id=settings.mask_id,
         tokenizer=settings.tokenizer,
         allow_pickle=settings.allow_pickle,

@@ -59,7 +59,8 @@ class EvaluationSettings:
         truncate: cut the beginning off prompts that are too long, instead of refusing them.
         device: cuda if there is one, else cpu.
         dtype: of the weights; ``auto`` is the checkpoint's own.
-        mask_id, tokenizer, allow_pickle, trust_remote_code: :func:`boe.load_model`.
+        revision, mask_id, tokenizer, allow_pickle, trust_remote_code:
+            :func:`boe.load_model`.
         costs: folder for the cost records.
         compile: the network: "none", "network", or "graphs" (:class:`boe.CompiledDenoiser`).
         tensor_parallel: processes of torchrun that one model is shared out over. By default
@@ -93,6 +94,7 @@ class EvaluationSettings:
     truncate: bool = False
     device: str | None = None
     dtype: str = "auto"
+    revision: str | None = None
     mask_id: int | None = None
     tokenizer: str | None = None
     allow_pickle: bool = False

@@ -213,6 +213,7 @@ def load_source(model: ModelSource, group: RankGroup | None = None) -> LoadedMod
         model.source,
         device=require_device(model.device) if group is None else None,
         dtype=dtype_named(model.dtype),
+        revision=model.revision,
         mask_id=model.mask_id,
         tokenizer=model.tokenizer,
         allow_pickle=model.allow_pickle,

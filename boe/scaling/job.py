@@ -23,6 +23,7 @@ class ModelSource:
     """Which model, and how it is loaded (:func:`boe.load_model`).
 
     Attributes:
+        revision: of a Hub id: branch, tag or commit.
         dtype: a name of torch's, or "auto" for the checkpoint's own.
         device: "cpu", or "cuda" for the GPU that a replica is given.
         tensor_parallel: processes that the layers are shared out over, if more than one.
@@ -30,6 +31,7 @@ class ModelSource:
     """
 
     source: str
+    revision: str | None = None
     dtype: str = "auto"
     device: str = "cpu"
     mask_id: int | None = None
@@ -84,7 +86,8 @@ class GenerationJob:
         """The prompts, in shards and batches.
 
         Raises:
-            ValueError: the file's content is not what it was, or holds no prompts.
+            ValueError: the file's content is not what it was, or holds no prompts, or a
+                conversation whose answer has no length.
         """
         path = Path(self.input)
         if digest_of_file(path) != self.input_digest:
@@ -93,6 +96,12 @@ class GenerationJob:
             replace(prompt, length=self.length) if prompt.length is None else prompt
             for prompt in read_prompts(path)
         ]
+        for prompt in prompts:
+            if prompt.messages is not None and not prompt.length:
+                raise ValueError(
+                    f"{path}, line {prompt.line}: length: must be at least 1 for messages, whose "
+                    "answer it is of; it is 0 here or in the job"
+                )
         return Deal.of(prompts, self.options.batch_size, self.shards)
 
     @property
