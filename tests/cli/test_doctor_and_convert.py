@@ -137,6 +137,7 @@ def test_without_a_tokenizer_what_needs_one_is_unknown(tmp_path: Path) -> None:
     [
         ({"mask_token_id": 99}, "the mask is id 99, but the vocabulary has 44 rows"),
         ({"pad_token_id": 40}, "also the pad token"),
+        ({"eos_token_id": [38, 40]}, "also the eos token"),
     ],
 )
 def test_impossible_ids_are_noticed(changes: dict, detail: str, tmp_path: Path) -> None:
@@ -144,6 +145,28 @@ def test_impossible_ids_are_noticed(changes: dict, detail: str, tmp_path: Path) 
     ids = next(finding for finding in found if finding.check == "ids")
     assert ids.verdict == "failed"
     assert detail in ids.detail
+
+
+def test_ids_that_config_and_tokenizer_disagree_about_are_a_warning(tmp_path: Path) -> None:
+    folder = published(tmp_path, eos_token_id=[37, 38])
+    words = PreTrainedTokenizerFast.from_pretrained(folder)
+    for token, verdict in (("w38", "ok"), ("w5", "warning")):
+        words.eos_token = token
+        words.save_pretrained(folder)
+        finding = findings(folder)["ids"]
+        assert finding.verdict == verdict
+        assert "eos 37 or 38" in finding.detail
+    assert "eos is 5 to the tokenizer" in finding.detail
+
+
+def test_weights_of_transformers_own_models_are_looked_at_too(tmp_path: Path) -> None:
+    state = load_file(save_tiny_bert(tmp_path) / "model.safetensors")
+    name = next(name for name in state if "query.weight" in name)
+    state[name][0, 0] = torch.inf
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = findings(tmp_path)
+    assert list(found) == ["files", "values"]
+    assert f"{name} holds NaN or infinity" in found["values"].detail
 
 
 def test_an_untied_head_that_equals_the_embeddings_is_suspicious(tmp_path: Path) -> None:

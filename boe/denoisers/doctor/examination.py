@@ -132,6 +132,10 @@ class Examination:
         yield from self._behaviour(denoiser, words)
 
     def _examine_foreign(self, checkpoint: Checkpoint) -> Iterator[Finding]:
+        values = check_values(checkpoint)
+        yield values
+        if values.verdict == "failed":
+            return
         try:
             loaded = load_model(
                 self.folder,

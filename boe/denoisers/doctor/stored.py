@@ -33,7 +33,7 @@ def check_values(checkpoint: Checkpoint) -> Finding:
             if not bool(tensor.isfinite().all()):
                 detail = f"{name} holds NaN or infinity"
                 return Finding("values", "failed", detail, "copy the checkpoint again")
-            if tensor.dim() > 1 and not bool(tensor.any()):
+            if tensor.is_floating_point() and tensor.dim() > 1 and not bool(tensor.any()):
                 empty.append(name)
     except FileNotFoundError as error:
         return Finding("values", "failed", str(error), "copy the checkpoint again")
@@ -57,17 +57,26 @@ def check_vocabulary(words: PreTrainedTokenizerBase, rows: int) -> Finding:
 def check_ids(
     mask_id: int, config: dict[str, object], words: PreTrainedTokenizerBase | None, rows: int
 ) -> Finding:
-    """Whether the mask is an id of the vocabulary, and nobody else's."""
+    """Whether the mask is an id of the vocabulary and nobody else's, and config and tokenizer
+    mean the same ids."""
     if not 0 <= mask_id < rows:
         detail = f"the mask is id {mask_id}, but the vocabulary has {rows} rows"
         return Finding("ids", "failed", detail, "give --mask-id")
     token = None if words is None else words.convert_ids_to_tokens(mask_id)
     detail = f"mask {mask_id}" + (f" ({token})" if token else "")
+    disagreements = []
     for role in ("pad", "eos", "bos"):
-        index = config.get(f"{role}_token_id")
-        if index == mask_id:
+        named = config.get(f"{role}_token_id")
+        ids = named if isinstance(named, list) else [] if named is None else [named]
+        if mask_id in ids:
             detail = f"{detail} is also the {role} token"
             return Finding("ids", "failed", detail, "give --mask-id, or correct config.json")
-        if index is not None:
-            detail += f", {role} {index}"
+        if ids:
+            detail += f", {role} {' or '.join(map(str, ids))}"
+        theirs = None if words is None else getattr(words, f"{role}_token_id")
+        if ids and theirs is not None and theirs not in ids:
+            disagreements.append(f"{role} is {theirs} to the tokenizer")
+    if disagreements:
+        advice = "answers end at the tokenizer's; correct whichever is wrong"
+        return Finding("ids", "warning", f"{detail}; {', '.join(disagreements)}", advice)
     return Finding("ids", "ok", detail)
