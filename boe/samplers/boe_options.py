@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from boe.arguments import check_number, check_whole
 from boe.denoisers.base import CONTEXTS, ENGINES
 from boe.samplers.candidates import check_candidates
 from boe.samplers.quadrature import POINT, QUADRATURES
@@ -19,7 +20,8 @@ BETWEEN = ("last", "confidence")
 
 
 def check_options(config: BoE) -> None:
-    """Raises ValueError, naming the option, unless all may be what they are."""
+    """Raises ValueError or, where a number is none, TypeError, naming the option, unless all may
+    be what they are."""
     for field, choices in (
         ("probes", PROBE_SETS),
         ("active", ACTIVE_SETS),
@@ -36,6 +38,14 @@ def check_options(config: BoE) -> None:
             raise ValueError(
                 f"{field} must be one of {', '.join(choices)}, got {getattr(config, field)!r}"
             )
+    for field in ("rho", "tolerance", "sure", "certainty", "bridges", "alpha", "penalty", "floor"):
+        if getattr(config, field) is not None:
+            check_number(field, getattr(config, field))
+    if config.close is not None:
+        check_number("close", config.close)
+    for field in ("max_probes", "top_k", "every", "lookahead", "lookahead_tokens"):
+        if getattr(config, field) is not None:
+            check_whole(field, getattr(config, field), least=None)
     check_candidates(config.candidates, config.rho, config.tolerance)
     if not 0.0 <= config.alpha <= 1.0:
         raise ValueError(f"alpha must be in [0, 1], got {config.alpha}")

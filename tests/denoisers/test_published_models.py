@@ -106,6 +106,28 @@ def test_llada_variants_that_the_config_can_name_are_computed_too(
     assert (published.denoiser.head.weight is published.denoiser.embedding_table) == tied
 
 
+@pytest.mark.parametrize(
+    ("name", "tied", "head"),
+    [
+        ("llada", {"weight_tying": True}, "model.transformer.ff_out.weight"),
+        ("dream", {"tie_word_embeddings": True}, "lm_head.weight"),
+    ],
+)
+def test_a_tied_head_that_is_stored_all_the_same_is_the_table(
+    name: str, tied: dict, head: str, tmp_path: Path
+) -> None:
+    config = {**CONFIGS[name], **tied}
+    state = random_state(config)
+    table = next(t for n, t in state.items() if "wte" in n or "embed_tokens" in n)
+    assert head not in state
+    folder = write_checkpoint(tmp_path, config, {**state, head: torch.zeros_like(table)})
+    blueprint = blueprint_of(config)
+    assert blueprint is not None
+    denoiser = build_published(Checkpoint.open(folder), blueprint, MASK)
+    assert denoiser.head.weight is denoiser.embedding_table
+    assert torch.equal(denoiser.embedding_table, table)
+
+
 def test_in_bfloat16_llada_rotates_in_float32_as_published(tmp_path: Path) -> None:
     config = {**LLADA, "n_layers": 1}
     state = random_state(config, torch.bfloat16)
@@ -402,6 +424,11 @@ def test_the_noise_level_is_that_at_which_the_share_of_masks_is_expected() -> No
     torch.testing.assert_close(1 - torch.exp(-sigma), torch.tensor([0.0, 0.4, 0.999]))
     limited = NoiseRange.geometric(0.1, 2.0).sigma_at(torch.tensor([0, 4, 10]), lengths)
     torch.testing.assert_close(limited, torch.tensor([0.1, -torch.tensor(0.6).log().item(), 2.0]))
+
+
+def test_geometric_noise_without_its_ends_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModel, match="SEDD checkpoint must hold 'sigma_min'"):
+        blueprint_of({**SEDD, "noise": {"type": "geometric", "sigma_max": 20}})
 
 
 @pytest.mark.parametrize(("least", "most"), [(-1.0, 2.0), (2.0, 2.0), (0.0, float("inf"))])

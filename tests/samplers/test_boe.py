@@ -450,3 +450,12 @@ def test_contradictory_or_impossible_options_are_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         BoE(**options)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("alpha", "0.5"), ("sure", "0.9"), ("tolerance", True), ("every", 2.0), ("top_k", "4")],
+)
+def test_what_is_no_number_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"{field} must be a (whole )?number, got {value!r}"):
+        BoE(**{field: value})

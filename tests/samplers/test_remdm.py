@@ -52,8 +52,9 @@ def sigma_of(rule: str, t: float, s: float) -> float:
 def test_every_step_reveals_and_remasks_with_the_chances_of_the_kernel(
     spec: str, rule: str
 ) -> None:
-    observed = 0
-    for record, (t, s) in zip(decode(spec), times(5), strict=False):
+    observed, records = 0, decode(spec)
+    assert len(records) >= 5
+    for record, (t, s) in zip(records, times(5), strict=False):
         sigma = sigma_of(rule, t, s)
         reveal = (1 - s - (1 - sigma) * (1 - t)) / t
         # The forward-backward corrector's mask weight is negative in the last step.
@@ -65,8 +66,9 @@ def test_every_step_reveals_and_remasks_with_the_chances_of_the_kernel(
 
 def test_the_loop_remasks_only_between_its_times_and_there_keeps_the_number_of_masks() -> None:
     spec = "mdlm:steps=20+remdm-loop:eta=0.05,t_on=0.6,t_off=0.2,alpha_on=0.8"
-    observed, remasked_at = 0, []
-    for record, (t, _) in zip(decode(spec), times(20), strict=False):
+    observed, remasked_at, records = 0, [], decode(spec)
+    assert len(records) >= 20
+    for record, (t, _) in zip(records, times(20), strict=False):
         if len(record.remasked):
             remasked_at.append(t)
             assert agrees(len(record.remasked), observed, 0.05)
@@ -92,6 +94,7 @@ def test_confidence_remasking_weighs_tokens_by_how_unsure_they_were_when_reveale
         .items[0]
         .trajectory
     )
+    assert len(records) >= 300
     remasked, expected = [0, 0], [0.0, 0.0]
     seen = torch.zeros(2 * half, dtype=torch.bool)
     for record, (t, s) in zip(records, times(300), strict=False):

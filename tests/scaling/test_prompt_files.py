@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from prompt_files import write_lines, write_prompts
 
+from boe.scaling.job import GenerationJob, ModelSource
 from boe.scaling.prompts import Deal, Prompt, read_prompts
+from boe.text import TextOptions
 
 
 def test_prompts_and_conversations_are_read_with_their_lines(tmp_path: Path) -> None:
@@ -64,6 +66,19 @@ def test_broken_json_and_empty_files_are_named(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(ValueError, match="holds no prompts"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(("own", "jobs"), [(0, 5), (None, 0)])
+def test_a_conversation_without_a_length_is_named_before_a_model_is_loaded(
+    own: int | None, jobs: int, tmp_path: Path
+) -> None:
+    said = [{"role": "user", "content": "the cat"}]
+    lines = [{"id": "a", "prompt": "the cat", "length": 3}, {"id": "b", "messages": said}]
+    lines[1] |= {} if own is None else {"length": own}
+    path = write_lines(tmp_path / "p.jsonl", lines)
+    job = GenerationJob.of(ModelSource("nowhere"), path, TextOptions(), length=jobs)
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 2: length: must be at least 1 for mess"):
+        job.deal()
 
 
 def test_draws_hang_on_the_id_alone() -> None:

@@ -92,7 +92,9 @@ def sedd_blueprint(config: dict[str, Any]) -> Blueprint:
     if noise.get("type") == "loglinear":
         levels = NoiseRange.log_linear()
     elif noise.get("type") == "geometric":
-        levels = NoiseRange.geometric(noise["sigma_min"], noise["sigma_max"])
+        levels = NoiseRange.geometric(
+            *(required(noise, f"sigma_{end}", "SEDD") for end in ("min", "max"))
+        )
     else:
         raise UnsupportedModel(
             f"this SEDD checkpoint has noise.type = {noise.get('type')!r}; known are 'loglinear' "

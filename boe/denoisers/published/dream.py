@@ -16,6 +16,7 @@ from boe.denoisers.weights import KeyMap
 
 FORMAT = "dream"
 LOGITS_SHIFT = -1
+_HEAD = "lm_head.weight"
 _SWITCHES = {
     "hidden_act": "silu",
     "use_sliding_window": False,
@@ -59,7 +60,7 @@ def blueprint(config: dict[str, Any]) -> Blueprint:
     native = dict(config) if converted else _native_config(config)
     ties_head = bool(native["tie_word_embeddings"])
     names = ["model.embed_tokens.weight", "model.norm.weight"]
-    names += [] if ties_head else ["lm_head.weight"]
+    names += [] if ties_head else [_HEAD]
     names += [
         f"model.layers.{layer}.{part}"
         for layer in range(native["num_hidden_layers"])
@@ -69,7 +70,10 @@ def blueprint(config: dict[str, Any]) -> Blueprint:
         format=FORMAT,
         vocab_size=native["vocab_size"],
         build=lambda: _build(native),
-        keys=KeyMap({name: name for name in names}),
+        # A head that is the table may have been stored all the same.
+        keys=KeyMap(
+            {name: name for name in names}, ignored=frozenset({_HEAD} if ties_head else ())
+        ),
         denoiser=_denoiser,
         mask_id=native.get("mask_token_id"),
         native_config=native,

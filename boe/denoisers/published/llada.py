@@ -32,6 +32,7 @@ _SWITCHES = {
     "include_qkv_bias": False,
     "clip_qkv": None,
 }
+_HEAD = "model.transformer.ff_out.weight"
 _IN_BLOCK = {
     "attn_norm": "input_layernorm",
     "q_proj": "self_attn.q_proj",
@@ -58,10 +59,12 @@ def blueprint(config: dict[str, Any]) -> Blueprint:
     converted = config.get(FORMAT_KEY) == FORMAT
     native = dict(config) if converted else _native_config(config)
     ties_head = bool(native["tie_word_embeddings"])
+    names = _names(native)
     if converted:
-        keys = KeyMap({name: name for name in _names(native).values()})
-    else:
-        keys = KeyMap(_names(native))
+        names = {name: name for name in names.values()}
+    # A head that is the table may have been stored all the same.
+    head = "lm_head.weight" if converted else _HEAD
+    keys = KeyMap(names, ignored=frozenset({head} if ties_head else ()))
     return Blueprint(
         format=FORMAT,
         vocab_size=native["vocab_size"],
@@ -114,7 +117,7 @@ def _names(native: dict[str, Any]) -> dict[str, str]:
         "model.transformer.ln_f.weight": "model.norm.weight",
     }
     if not native["tie_word_embeddings"]:
-        names["model.transformer.ff_out.weight"] = "lm_head.weight"
+        names[_HEAD] = "lm_head.weight"
     for layer in range(native["num_hidden_layers"]):
         for theirs, ours in _IN_BLOCK.items():
             source = f"model.transformer.blocks.{layer}.{theirs}"
