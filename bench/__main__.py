@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
+
+import bench
 
 BENCHMARKS = ("attention", "entropy", "step", "decodes")
 NOT_IN_ALL = ("llm_step", "llm_memory", "gpu", "resources", "tune", "plot", "readme")
@@ -46,4 +49,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    bench.began = time.time()
     main(sys.argv[1:])

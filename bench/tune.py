@@ -17,8 +17,10 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import product
@@ -29,6 +31,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+import bench
 from bench import soft_tiles
 from bench.results import hardware_name
 from bench.soft_tiles import SoftSubject, described
@@ -62,11 +65,19 @@ class Entry(Protocol):
 AnyTile = TypeVar("AnyTile", Tile, FusedTile)
 
 
-class Times:
-    """Milliseconds of tiles, ``None`` where a tile is out, in a file of a JSON object per line."""
+class OutOfTime(Exception):
+    """The time that a run was given is over."""
 
-    def __init__(self, path: Path, where: str) -> None:
-        self._path, self._where = path, where
+
+class Times:
+    """Milliseconds of tiles, ``None`` where a tile is out, in a file of a JSON object per line.
+
+    Args:
+        until: seconds since the epoch after which nothing more is timed.
+    """
+
+    def __init__(self, path: Path, where: str, until: float = math.inf) -> None:
+        self._path, self._where, self._until = path, where, until
         self._known: dict[str, float | None] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -107,7 +118,12 @@ class Times:
 
         A failure that has taken the device away is kept before it ends the run: the next run
         goes on behind this tile.
+
+        Raises:
+            OutOfTime: it is too late to time anything.
         """
+        if time.time() > self._until:
+            raise OutOfTime
         try:
             ms = measure() if measure is not None else None
         except Exception as error:
@@ -231,13 +247,30 @@ def _agree(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 
 def tables_in(folder: Path | None) -> tuple[Path, Path]:
-    """The tables of attention and of the soft write: the package's, or copies in ``folder``."""
+    """The tables of attention and of the soft write: the package's, or copies in ``folder``,
+    which an earlier run may have begun."""
     if folder is None:
         return TABLE, SOFT_TABLE
     folder.mkdir(parents=True, exist_ok=True)
     for table in (TABLE, SOFT_TABLE):
-        shutil.copyfile(table, folder / table.name)
+        if not (folder / table.name).exists():
+            shutil.copyfile(table, folder / table.name)
     return folder / TABLE.name, folder / SOFT_TABLE.name
+
+
+def _processors() -> int:
+    """Those that this process may use, which in a container are not all that there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _ending_in_time() -> Iterator[None]:
+    try:
+        yield
+    except OutOfTime:
+        console().print("out of time: the same command goes on with the times that are kept")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -249,7 +282,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--bits", choices=(16, 32), type=int, nargs="+", default=(16,))
     parser.add_argument("--times", type=Path, help="where times are kept")
     parser.add_argument("--tables", type=Path, help="where tables are written, if not in place")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compiling processes")
+    parser.add_argument("--jobs", type=int, default=_processors(), help="compiling processes")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="time to fill; again to go on",
+    )
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         raise SystemExit("bench tune needs a GPU: it chooses tiles by their measured times")
@@ -260,8 +299,12 @@ def main(argv: Sequence[str]) -> None:
     attention_table, soft_table = tables_in(options.tables)
     import triton
 
-    times = Times(path, f"{name}, Triton {triton.__version__}")
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+    until = (bench.began or time.time()) + 60 * options.minutes
+    times = Times(path, f"{name}, Triton {triton.__version__}", until)
+    with (
+        _ending_in_time(),
+        ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool,
+    ):
 
         def fit(wanted: Sequence[tuple[str, Subject, Role, Tile]]) -> Sequence[bool]:
             return list(pool.map(fits, *zip(*wanted, strict=True))) if wanted else []

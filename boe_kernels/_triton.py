@@ -55,7 +55,9 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "the kernels take float32, bfloat16 and float16"
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
+        # A constant under torch.compile, which get_device_capability is not.
+        properties = torch.cuda.get_device_properties(device)
+        capability = (properties.major, properties.minor)
         if torch.version.hip is None and capability < _LEAST_CAPABILITY:
             return f"needs compute capability 8.0, got {capability[0]}.{capability[1]}"
         return None

@@ -91,6 +91,6 @@ BENCHMARK = Benchmark(
         "tests/gpu/test_gpu_compiled_step.py",
     ),
     limit=480.0,
-    needs=150.0,
+    needs=300.0,
     release=release,
 )

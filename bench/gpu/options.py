@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import bench
 from bench.results import RESULTS, utc_now
 
 CORRECTNESS = ("tests", "sanitizer")
@@ -57,7 +58,10 @@ def parse(argv: Sequence[str], *, toy: bool) -> Options:
         "without a GPU); what bench/results holds for the device is taken over",
     )
     parser.add_argument(
-        "--minutes", type=float, default=MINUTES, help="time to fill (default: %(default)g)"
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help="time to fill, imports included (default: %(default)g)",
     )
     parser.add_argument(
         "--only",
@@ -93,7 +97,7 @@ def parse(argv: Sequence[str], *, toy: bool) -> Options:
     return Options(
         output=output,
         parts=tuple(part for part in PARTS if part in chosen),
-        deadline=arguments.deadline or time.time() + 60 * arguments.minutes,
+        deadline=arguments.deadline or (bench.began or time.time()) + 60 * arguments.minutes,
         since=arguments.since or (utc_now() if arguments.again else ""),
         unverified=arguments.unverified,
         listing=arguments.list,

@@ -17,6 +17,7 @@ import torch
 
 from bench.gpu import aims, attention, correctness, llm, replay, steering, vocabulary
 from bench.gpu.benchmark import FLOOR, Benchmark, Case, Machine
+from bench.gpu.correctness import OUT_OF_TIME
 from bench.gpu.launches import FatalDeviceError, reason
 from bench.gpu.options import Options, parse
 from bench.gpu.process import choose_interpreter, go_on_in_new_process, terminable, watched
@@ -39,6 +40,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
 
 _TEST_SECONDS = 420.0
 _SANITIZER_SECONDS = 150.0
+_LEAST_SANITIZER_SECONDS = 100.0
 _TESTS_AT_ONCE = 8
 _OVERTIME = 30.0
 """Seconds that a case begun in time may take beyond the end of the run."""
@@ -95,7 +97,7 @@ class Run:
         missing = [f for f in files if self.store.seconds(correctness.key_of(f)) is None]
         if len(missing) < len(files):
             self._say(f"tests: {len(files) - len(missing)} files are stored already")
-        if not missing:
+        if not missing or self._is_late():
             return
         self._say(f"tests: {len(missing)} files")
         began = time.monotonic()
@@ -118,13 +120,17 @@ class Run:
         key = correctness.SANITIZER_KEY
         if self.store.seconds(key) is not None or self._is_late():
             return
+        if not self.toy and self._left() < _LEAST_SANITIZER_SECONDS:
+            self._say("sanitizer: left for another run, there is too little time for it")
+            return
         began = time.monotonic()
         if self.toy:
             # A stand-in, so that the row exists in every run.
             found = correctness.unavailable("the sanitizer needs a GPU")
         else:
             found = correctness.sanitize(min(_SANITIZER_SECONDS, self._left()), self.store.log)
-        self.store.keep(key, [found], time.monotonic() - began)
+        cut_off = OUT_OF_TIME in found.note
+        self.store.keep(key, [found], None if cut_off else time.monotonic() - began)
         errors = "not run" if found.value is None else f"{found.value.p50:.0f} errors"
         self._say(f"sanitizer: {errors}. {found.note}")
 
@@ -178,7 +184,7 @@ class Run:
             # A run that is killed from outside would keep nothing, not even its summary.
             room = max(0.0, self._left()) + _OVERTIME
             if room < benchmark.limit:
-                limit, give_up = room, partial(self._leave, label)
+                limit, give_up = room, partial(self._leave, label, key, measured)
             else:
                 limit = benchmark.limit
                 give_up = partial(self._give_up, label, key, measured, limit)
@@ -220,8 +226,12 @@ class Run:
         self._store_case(key, [*measured, _not_measured(key, why)], time.monotonic() - limit)
         self._restart()
 
-    def _leave(self, label: str) -> None:
-        """A case that the run's own time is too short for, which only showed on the way."""
+    def _leave(self, label: str, key: Key, measured: list[Measurement]) -> None:
+        """A case that the run's own time is too short for, which only showed on the way.
+
+        What it has measured is kept; another run begins it anew.
+        """
+        self.store.keep(key, measured, seconds=None)
         self._say(f"{label}: out of time, left for another run")
         self._restart()
 

@@ -12,10 +12,12 @@ from threading import Event
 import pytest
 import torch
 
+import bench
 from bench.gpu import correctness, llm, run
 from bench.gpu.benchmark import Benchmark, Machine
 from bench.gpu.correctness import FileOutcome
 from bench.gpu.launches import FatalDeviceError
+from bench.gpu.options import parse
 from bench.gpu.outcomes import Outcome
 from bench.results import Config, Environment, Measurement, Quantiles
 
@@ -272,13 +274,13 @@ def test_a_case_that_hangs_is_given_up_and_the_rest_goes_on_in_a_new_process(
     assert metrics == ["time_ms", "failure", "wall_s"]
 
 
-def test_a_case_that_outlasts_the_run_is_left_for_another_and_not_stored(
+def test_a_case_that_outlasts_the_run_is_left_for_another_with_what_it_measured(
     tmp_path, monkeypatch, tests_pass
 ):
-    hanging, started = Step(1, "hang"), []
+    hanging, kept = Step(1, "hang"), []
 
     def execute(path, arguments):
-        started.append(arguments)
+        kept.append(rows_in(tmp_path))
         hanging.ended.set()
 
     monkeypatch.setattr(os, "execv", execute)
@@ -286,8 +288,32 @@ def test_a_case_that_outlasts_the_run_is_left_for_another_and_not_stored(
     monkeypatch.setattr(run.Run, "_left", lambda self: 0.1)
     monkeypatch.setattr(run, "BENCHMARKS", (fake(hanging, limit=60.0),))
     run.main(["--output", str(tmp_path)])
-    assert len(started) == 1
-    assert not any(row["metric"] == "failure" for row in rows_in(tmp_path))
+    (rows,) = kept
+    # It is not done: another run begins it anew.
+    assert [row["metric"] for row in rows if row["benchmark"] == "fake"] == ["time_ms"]
+
+
+def test_a_sanitizer_that_was_cut_off_is_run_again(tmp_path, monkeypatch):
+    verdicts = [correctness.unavailable(f"{correctness.OUT_OF_TIME} after 150 s")]
+    verdicts.append(correctness.unavailable("the device is not supported"))
+    monkeypatch.setattr(correctness, "unavailable", lambda why: verdicts[0])
+    for left in (1, 0, 0):
+        run.main(["--only", "sanitizer", "--output", str(tmp_path)])
+        found = [row for row in rows_in(tmp_path) if row["benchmark"] == correctness.SANITIZER]
+        assert sum(row["metric"] == "wall_s" for row in found) == (not left)
+        del verdicts[:-1]
+
+
+def test_the_time_of_a_run_counts_from_where_the_process_began(monkeypatch):
+    monkeypatch.setattr(bench, "began", 1000.0)
+    assert parse(["--minutes", "2"], toy=True).deadline == 1120.0
+
+
+def test_where_it_is_late_no_test_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.Run, "_left", lambda self: -1.0)
+    monkeypatch.setattr(correctness, "run_tests", lambda *args, **options: pytest.fail("begun"))
+    run.main(["--only", "tests", "--output", str(tmp_path)])
+    assert not any(row["benchmark"] == correctness.NAME for row in rows_in(tmp_path))
 
 
 def test_what_cases_share_is_freed_before_those_of_another_benchmark(

@@ -129,6 +129,19 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     assert set(again.timed) & set(machine.timed) == {machine.timed[4], machine.timed[5]}
 
 
+def test_a_run_whose_time_is_over_keeps_its_times_and_says_so(tmp_path, monkeypatch):
+    clock = iter([0.0, 1.0, 2.0, 3.0])
+    monkeypatch.setattr(tune.time, "time", lambda: next(clock))
+    machine = Machine(lambda role, tile: float(tile.held))
+    with pytest.raises(tune.OutOfTime):
+        machine.tune(FORWARD, Times(tmp_path / "times.jsonl", "a GPU", until=2.5))
+    assert len(machine.timed) == 3
+    again = Machine(lambda role, tile: float(tile.held))
+    monkeypatch.undo()
+    again.tune(FORWARD, times(tmp_path))
+    assert not set(again.timed) & set(machine.timed)
+
+
 def test_times_of_another_gpu_or_triton_are_not_used(tmp_path):
     first = Machine(lambda role, tile: 1.0)
     first.tune(FORWARD, times(tmp_path))
@@ -298,4 +311,7 @@ def test_tables_can_be_written_elsewhere(tmp_path):
     attention, soft = tune.tables_in(tmp_path / "out")
     assert attention.read_bytes() == TABLE.read_bytes()
     assert soft.read_bytes() == tune.SOFT_TABLE.read_bytes()
+    # What a run has written is there when it goes on.
+    attention.write_text("{}")
+    assert tune.tables_in(tmp_path / "out")[0].read_text() == "{}"
     assert tune.tables_in(None) == (TABLE, tune.SOFT_TABLE)

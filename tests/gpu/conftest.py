@@ -32,6 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     interpret = config.getoption("--interpret", default=False)
+    ours = bool(items) and all(FOLDER in item.path.parents for item in items)
+    if ours and not interpret and torch.cuda.is_available() and _why_not():
+        # All would be skipped, which looks as if all were well.
+        pytest.exit(_why_not(), returncode=pytest.ExitCode.USAGE_ERROR)
     for item in items:
         if FOLDER not in item.path.parents:
             continue

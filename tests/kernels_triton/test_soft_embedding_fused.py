@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -313,7 +314,8 @@ def test_with_top_k_it_is_refused():
 def test_auto_takes_it_only_where_the_table_prefers_it(architecture, monkeypatch):
     gpu, dtype = torch.device("cuda"), torch.bfloat16
     monkeypatch.setattr(fused_launch, "named_architecture", lambda device: ("a", architecture))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    hopper = SimpleNamespace(major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: hopper)
     for key, tile in TILES[architecture].items():
         monkeypatch.setitem(TILES[architecture], key, replace(tile, preferred=False))
     decision = decide(op.NAME, "auto", gpu, dtype)
@@ -335,7 +337,8 @@ def test_auto_takes_it_only_where_the_table_prefers_it(architecture, monkeypatch
 def test_auto_leaves_tables_of_odd_sizes_to_the_vendors_product(table, monkeypatch):
     gpu, dtype = torch.device("cuda"), torch.bfloat16
     monkeypatch.setattr(fused_launch, "named_architecture", lambda device: ("sm_90", "sm_90"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    hopper = SimpleNamespace(major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: hopper)
     preferred = replace(TILES["sm_90"]["16 bits"], preferred=True)
     monkeypatch.setitem(TILES["sm_90"], "16 bits", preferred)
     assert decide(op.NAME, "auto", gpu, dtype, table=(2048, 64)) == Decision(op.NAME, FUSED)
