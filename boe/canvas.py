@@ -27,6 +27,7 @@ class Canvas:
             TypeError: not integer tensors. ValueError: no sequence, or an empty one.
         """
         if isinstance(sequences, Canvas):
+            sequences._check()
             return sequences
         if isinstance(sequences, Tensor):
             if sequences.dim() not in (1, 2):
@@ -51,6 +52,19 @@ class Canvas:
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = sequence
         return cls(ids, lengths)
+
+    def _check(self) -> None:
+        if self.ids.dtype != torch.int64:
+            raise TypeError(f"canvas must hold int64 token ids, got {self.ids.dtype}")
+        if self.ids.dim() != 2 or self.ids.shape[0] != len(self.lengths):
+            raise ValueError(
+                f"canvas must have ids of shape (B, L) and B lengths, got {tuple(self.ids.shape)} "
+                f"and {len(self.lengths)}"
+            )
+        if not all(0 < length <= self.ids.shape[1] for length in self.lengths):
+            raise ValueError(
+                f"canvas must have lengths in [1, {self.ids.shape[1]}], got {self.lengths}"
+            )
 
     @property
     def batch(self) -> int:

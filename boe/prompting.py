@@ -6,20 +6,15 @@ Shared by whoever is given texts: the ``boe`` command and sharded generation.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from boe import defaults
 from boe.arguments import check_number, check_whole
 from boe.samplers import Policy, Strategy, strategy_from
 from boe.samplers.budgets import Budget, FrontLoaded, TokensPerStep
 from boe.samplers.caching import KVCacheName
-
-if TYPE_CHECKING:
-    from boe.denoisers.loading import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -59,18 +54,16 @@ class DecodingOptions:
             value = getattr(self, name)
             if value is not None:
                 check_whole(name, value)
-        for name in ("temperature", "top_p", "guidance"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name))
-        if self.temperature is not None and not 0.0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be finite and not negative, got {self.temperature}")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        strategy.writing(self.temperature, self.top_p)
+        check_number("guidance", self.guidance)
         if not 0.0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must be finite and not negative, got {self.guidance}")
         for name in ("stop", "suppress", "delay"):
-            if isinstance(getattr(self, name), str):
+            given = getattr(self, name)
+            if isinstance(given, str):
                 raise TypeError(f"{name} must be a tuple of texts, got one text")
+            if not isinstance(given, Sequence) or not all(isinstance(t, str) for t in given):
+                raise TypeError(f"{name} must be a tuple of texts, got {given!r}")
         if "" in self.stop:
             raise ValueError("stop must hold texts, got an empty one")
         strategy.cached(self.kv_cache, self.cache_refresh)
@@ -99,26 +92,6 @@ class DecodingOptions:
             "delay": [_id_of(tokenizer, "delay", text) for text in self.delay],
             "seed": self.seed,
         }
-
-
-def prompt_ids(loaded: LoadedModel, prompt: str, length: int) -> tuple[Tensor, range]:
-    """Ids of a prompt with ``length`` masks after it, int64 (L,); and where these masks are.
-
-    Raises:
-        ValueError: there is nothing to fill in.
-    """
-    tokenizer, mask_id = loaded.tokenizer, loaded.denoiser.facts.mask_id
-    ids: Tensor = tokenizer(prompt, return_tensors="pt").input_ids[0]
-    # Appended masks belong before a closing special token such as [SEP].
-    closing = len(ids) and int(ids[-1]) in set(tokenizer.all_special_ids) - {mask_id}
-    cut = len(ids) - 1 if closing else len(ids)
-    ids = torch.cat([ids[:cut], torch.full((length,), mask_id), ids[cut:]])
-    if not bool((ids == mask_id).any()):
-        raise ValueError(
-            f"the prompt holds no {tokenizer.mask_token or f'mask (id {mask_id})'} and length is "
-            "0: nothing to fill in"
-        )
-    return ids, range(cut, cut + length)
 
 
 def _ids_of(tokenizer: Any, option: str, text: str) -> list[int]:

@@ -20,8 +20,9 @@ from boe.decoding import Item, generate
 from boe.denoisers.loading import LoadedModel, load_model
 from boe.denoisers.placement import check_compilation, compiled_as, dtype_named, require_device
 from boe.evaluate.player.scene import record_as_json
-from boe.prompting import DecodingOptions, prompt_ids
+from boe.prompting import DecodingOptions
 from boe.text import TextGenerator, TextOptions
+from boe.text.prompts import prompt_ids
 from boe.text.tokenization import Texts, stop_rule
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def run_generate(
     if chat:
         text, item = _answer(loaded, prompt, length, options, shown, json_path is not None)
     else:
-        ids, answer = prompt_ids(loaded, prompt, length)
+        texts = Texts(loaded.tokenizer, loaded.denoiser.facts.mask_id)
+        ids, answer = prompt_ids(texts, prompt, length)
         ids = ids.to(loaded.denoiser.device)
         masked = loaded.denoiser.facts.mask_id
         masks = int((ids == masked).sum())
@@ -103,7 +105,7 @@ def run_generate(
             item = generate(
                 loaded.denoiser,
                 ids,
-                **_arguments(loaded, options, answer),
+                **_arguments(texts, options, answer),
                 trajectory=json_path is not None,
                 on_step=advance,
             ).items[0]
@@ -129,12 +131,11 @@ def run_generate(
     )
 
 
-def _arguments(loaded: LoadedModel, options: DecodingOptions, answer: range) -> dict[str, Any]:
+def _arguments(texts: Texts, options: DecodingOptions, answer: range) -> dict[str, Any]:
     """The arguments of :func:`boe.generate`: what is appended ends as an answer to a chat does."""
     if not answer:
-        return options.arguments(loaded.tokenizer)
-    texts = Texts(loaded.tokenizer, loaded.denoiser.facts.mask_id)
-    arguments = replace(options, stop=()).arguments(loaded.tokenizer)
+        return options.arguments(texts.tokenizer)
+    arguments = replace(options, stop=()).arguments(texts.tokenizer)
     ends = texts.end_ids(None)
     return {**arguments, "stop_when": stop_rule([answer], ends, options.stop, texts)}
 

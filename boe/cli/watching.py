@@ -19,7 +19,6 @@ from boe.evaluate.player.page import write_page
 from boe.evaluate.player.scene import Film, Scene, film_item, film_text
 from boe.evaluate.settings import Setting
 from boe.files import check_writable
-from boe.prompting import prompt_ids
 from boe.samplers import strategy_from
 from boe.tasks.sudoku.grid import Grid
 from boe.tasks.sudoku.task import SudokuTask, load_denoiser, puzzle_item
@@ -258,11 +257,14 @@ def _task_scenes(plan: WatchPlan) -> list[Scene]:
 
 def _model_scene(plan: WatchPlan) -> Scene:
     from boe.denoisers.loading import load_model
+    from boe.text.prompts import prompt_ids
+    from boe.text.tokenization import Texts
 
     assert plan.model is not None
     assert plan.prompt is not None
     loaded = load_model(plan.model)
-    ids, _ = prompt_ids(loaded, plan.prompt, plan.length)
+    texts = Texts(loaded.tokenizer, loaded.denoiser.facts.mask_id)
+    ids, _ = prompt_ids(texts, plan.prompt, plan.length)
 
     def label(index: int) -> str:
         return str(loaded.tokenizer.decode([index]))

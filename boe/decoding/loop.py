@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from boe.samplers.caching import KVCacheName
 from boe.samplers.particles import SMC, ParticleGibbs
 from boe.samplers.specs import strategy_from
 from boe.samplers.strategy import Strategy
-from boe.samplers.tokens import Tokens, check_temperature
+from boe.samplers.tokens import Tokens
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def generate(
     stop: Sequence[Sequence[int]] = (),
     stop_when: Callable[[int, list[int]], int | None] | None = None,
     seed: int = 0,
-    item_ids: Sequence[int] | None = None,
+    item_ids: Sequence[int | str] | None = None,
     batch_size: int | None = None,
     trajectory: bool = False,
     on_step: Callable[[int, Item], None] | None = None,
@@ -91,7 +92,7 @@ def generate(
             ``None``. Copies the canvas to the host at every step.
         seed: with ``item_ids`` fixes all random draws: a sequence gets the same draws
             whatever else is in its batch.
-        item_ids: a number per sequence, by default 0, 1, 2 …
+        item_ids: a number or a text per sequence, by default 0, 1, 2 …
         batch_size: sequences decoded together; all by default. A batch that does not fit
             into the device's memory goes on in halves, with the same results.
         trajectory: keep a record of every step.
@@ -122,15 +123,111 @@ def generate(
     Raises:
         ValueError: nothing to decode, a canvas that the model cannot take, options that do
             not go together, or logits that are NaN or allow no token; the message names
-            the sequence and position. torch.OutOfMemoryError: a sequence does not fit into
-            memory by itself.
+            the sequence and position.
+        TypeError: an argument of another kind than it says here.
+        RuntimeError: a sequence whose strategy reveals nothing, step after step.
+        torch.OutOfMemoryError: a sequence does not fit into memory by itself.
+    """
+    call = prepare(
+        denoiser,
+        sampler,
+        budget=budget,
+        block_length=block_length,
+        temperature=temperature,
+        top_p=top_p,
+        guidance=guidance,
+        suppress=suppress,
+        delay=delay,
+        stop=stop,
+        stop_when=stop_when,
+        seed=seed,
+        on_step=on_step,
+        failures=failures,
+        kv_cache=kv_cache,
+        cache_refresh=cache_refresh,
+    )
+    if batch_size is not None:
+        check_whole("batch_size", batch_size)
+    canvas = Canvas.of(canvas)
+    keys = _keys(item_ids, canvas.batch)
+    _check_ids(denoiser, canvas)
+    facts, strategy = denoiser.facts, call.decoder.strategy
+    items: list[Item] = []
+    size = batch_size or canvas.batch
+    for start in range(0, canvas.batch, size):
+        numbers = range(start, min(start + size, canvas.batch))
+        part = canvas.select(numbers)
+        masked = part.masked(facts.mask_id)
+        rows = [
+            Row(
+                Item(ids, trajectory=[] if trajectory else None),
+                number,
+                keys[number],
+                given=~where[: len(ids)],
+                masks=int(on_host.sum()),
+                blocks=blocks_of(
+                    *(on_host, call.budget, call.block_length),
+                    *(strategy, facts.block_length is not None),
+                ),
+            )
+            for number, ids, where, on_host in zip(
+                numbers, part.sequences(), masked, masked.cpu(), strict=True
+            )
+        ]
+        if strategy.particles is None:
+            call.decoder.run(rows)
+            items += [row.item for row in rows]
+        elif isinstance(strategy.particles, SMC):
+            items += decode_smc(call.decoder, rows, strategy.particles)
+        else:
+            assert isinstance(strategy.particles, ParticleGibbs)
+            items += decode_gibbs(call.decoder, rows, strategy.particles)
+    return Generation(items)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What :func:`generate` is asked of any sequences.
+
+    Attributes:
+        block_length: of the blocks to decode; one for all if ``None``.
+    """
+
+    decoder: Decoder
+    budget: Budget
+    block_length: int | None
+
+
+def prepare(
+    denoiser: Denoiser,
+    sampler: Policy | Strategy | str = defaults.SAMPLER,
+    *,
+    budget: Budget | None = None,
+    block_length: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    guidance: float = 0.0,
+    suppress: Sequence[int] = (),
+    delay: Sequence[int] = (),
+    stop: Sequence[Sequence[int]] = (),
+    stop_when: Callable[[int, list[int]], int | None] | None = None,
+    seed: int = 0,
+    on_step: Callable[[int, Item], None] | None = None,
+    failures: Failures = "raise",
+    kv_cache: KVCacheName | None = None,
+    cache_refresh: int | None = None,
+) -> Call:
+    """The checks of :func:`generate` that need no sequence: whatever is wrong here is wrong with
+    every one.
+
+    Raises:
+        ValueError, TypeError: as :func:`generate`.
     """
     if not hasattr(denoiser, "facts"):
         raise TypeError(
             "denoiser must be a Denoiser, such as load_model(...).denoiser, "
             f"got {type(denoiser).__name__}"
         )
-    canvas = Canvas.of(canvas)
     strategy = strategy_from(sampler)
     for ruled in strategy.ruled:
         ruled.checked()
@@ -140,17 +237,12 @@ def generate(
             f"budget must be a Budget such as TokensPerStep(3), got {type(budget).__name__}"
         )
     check_whole("seed", seed, least=None)
-    tokens = _tokens(strategy, temperature, top_p)
-    for name, value in (("block_length", block_length), ("batch_size", batch_size)):
-        if value is not None:
-            check_whole(name, value)
+    tokens = strategy.writing(temperature, top_p)
+    if block_length is not None:
+        check_whole("block_length", block_length)
     check_number("guidance", guidance)
     if not (guidance >= 0.0 and math.isfinite(guidance)):
         raise ValueError(f"guidance must be finite and not negative, got {guidance}")
-    item_ids = range(canvas.batch) if item_ids is None else item_ids
-    if len(item_ids) != canvas.batch:
-        raise ValueError(f"item_ids must number {canvas.batch} sequences, got {len(item_ids)}")
-    _check_ids(denoiser, canvas)
     facts = denoiser.facts
     block_length = _own_blocks(facts, block_length)
     cache = strategy.cached(kv_cache, cache_refresh)
@@ -179,54 +271,20 @@ def generate(
         cache=cache,
         failures=failures,
     )
-    items: list[Item] = []
-    size = batch_size or canvas.batch
-    for start in range(0, canvas.batch, size):
-        numbers = range(start, min(start + size, canvas.batch))
-        part = canvas.select(numbers)
-        masked = part.masked(facts.mask_id)
-        rows = [
-            Row(
-                Item(ids, trajectory=[] if trajectory else None),
-                number,
-                str(item_ids[number]),
-                given=~where[: len(ids)],
-                masks=int(on_host.sum()),
-                blocks=blocks_of(
-                    on_host, budget, block_length, strategy, facts.block_length is not None
-                ),
-            )
-            for number, ids, where, on_host in zip(
-                numbers, part.sequences(), masked, masked.cpu(), strict=True
-            )
-        ]
-        if strategy.particles is None:
-            decoder.run(rows)
-            items += [row.item for row in rows]
-        elif isinstance(strategy.particles, SMC):
-            items += decode_smc(decoder, rows, strategy.particles)
-        else:
-            assert isinstance(strategy.particles, ParticleGibbs)
-            items += decode_gibbs(decoder, rows, strategy.particles)
-    return Generation(items)
+    return Call(decoder, budget, block_length)
 
 
-def _tokens(strategy: Strategy, temperature: float | None, top_p: float | None) -> Tokens:
-    """What is written: the caller's word first, then the strategy's, then the policy's."""
-    check_temperature(temperature)
-    chosen = strategy.tokens or Tokens()
-    if temperature is None:
-        temperature = chosen.temperature
-    if temperature is None:
-        temperature = strategy.which.temperature
-    chosen = replace(
-        chosen, temperature=temperature, top_p=chosen.top_p if top_p is None else top_p
-    )
-    if chosen.top_p < 1.0 and chosen.temperature == 0.0:
-        raise ValueError(
-            f"top_p = {chosen.top_p} has no effect at temperature 0; give a temperature above 0"
-        )
-    return chosen
+def _keys(item_ids: Sequence[int | str] | None, batch: int) -> list[str]:
+    """What the draws of each sequence depend on besides the seed."""
+    if item_ids is None:
+        return [str(number) for number in range(batch)]
+    try:
+        found = [key if isinstance(key, str) else str(operator.index(key)) for key in item_ids]
+    except TypeError:
+        raise TypeError(f"item_ids must hold whole numbers or texts, got {item_ids!r}") from None
+    if len(found) != batch:
+        raise ValueError(f"item_ids must number {batch} sequences, got {len(found)}")
+    return found
 
 
 def _own_blocks(facts: DenoiserFacts, block_length: int | None) -> int | None:

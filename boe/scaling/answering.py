@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from boe.decoding.loop import prepare
 from boe.denoisers import UnsupportedModel
 from boe.denoisers.loading import LoadedModel, load_model
 from boe.denoisers.placement import compiled_as, dtype_named, require_device
@@ -43,7 +44,8 @@ class Replica:
             same job. The first answers shards (:meth:`run_shard`), the others :meth:`follow`.
 
     Raises:
-        ValueError: the job's prompt file has changed, or an option that names no token.
+        ValueError: the job's prompt file has changed, or options that do not go with each other
+            or with the model.
         FileNotFoundError, UnsupportedModel: as :func:`boe.load_model`.
     """
 
@@ -57,8 +59,6 @@ class Replica:
         self._deal = self.job.deal()
         self.loaded = load_source(self.job.model, group) if loaded is None else loaded
         options = self.job.options
-        # A name that is no token is found here, and not at every prompt; stop texts need be none.
-        replace(options, stop=()).arguments(self.loaded.tokenizer)
         shares_fate = strategy_from(options.sampler).particles is not None
         self._made_with = {
             "denoiser": fingerprint(self.loaded.denoiser),
@@ -66,6 +66,9 @@ class Replica:
         }
         self.group = group
         denoiser = compiled_as(self.job.model.compilation, self.loaded.denoiser)
+        # What no prompt is to blame for is found here, and not at every prompt; stop texts need
+        # be no tokens.
+        prepare(denoiser, **replace(options, stop=()).arguments(self.loaded.tokenizer))
         self.generator = TextGenerator(
             replace(self.loaded, denoiser=denoiser),
             replace(options, failures="raise" if shares_fate else "keep"),

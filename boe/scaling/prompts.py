@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 FIELDS = ("id", "prompt", "messages", "length", "meta")
 
 
@@ -66,7 +68,10 @@ def read_prompts(path: Path) -> list[Prompt]:
             if not text.strip():
                 continue
             try:
-                prompt = _prompt(json.loads(text), number)
+                content = json.loads(text)
+                if _SURROGATE.search(json.dumps(content, ensure_ascii=False)):
+                    raise ValueError("holds half of a surrogate pair, which is no character")
+                prompt = _prompt(content, number)
                 if prompt.id in seen:
                     raise ValueError(f"id: {prompt.id!r} is that of line {seen[prompt.id]} too")
             except ValueError as error:

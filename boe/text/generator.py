@@ -54,6 +54,8 @@ class TextGenerator:
                 "model must be a LoadedModel, as load_model(...) gives it (from a path: "
                 f"TextGenerator.from_pretrained), got {type(model).__name__}"
             )
+        if options is not None and not isinstance(options, TextOptions):
+            raise TypeError(f"options must be TextOptions, got {options!r}")
         self.model = model
         self.options = TextOptions() if options is None else options
         self.texts = Texts(model.tokenizer, model.denoiser.facts.mask_id)

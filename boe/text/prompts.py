@@ -56,6 +56,21 @@ def plain_prompt(texts: Texts, number: int, text: str, length: int) -> Prompt:
     return _continued(texts, number, beginning(text), [*opening, *ids], length, True)
 
 
+def prompt_ids(texts: Texts, prompt: str, length: int) -> tuple[Tensor, range]:
+    """Ids of a prompt, which may hold masks, with ``length`` more behind it, int64 (L,); and
+    where these stand.
+
+    Raises:
+        ValueError: there is nothing to fill in.
+    """
+    opening, inner = texts.opened(texts.encode_with_masks(prompt))
+    start = len(opening) + len(inner)
+    ids = [*opening, *inner, *[texts.mask_id] * length, *texts.suffix]
+    if texts.mask_id not in ids:
+        raise ValueError(f"the prompt holds no {texts.mask} and length is 0: nothing to fill in")
+    return torch.tensor(ids), range(start, start + length)
+
+
 def chat_prompt(texts: Texts, number: int, messages: Sequence[Message], length: int) -> Prompt:
     """``length`` masks behind a conversation in the tokenizer's chat template.
 
@@ -111,8 +126,8 @@ def gapped_prompt(texts: Texts, number: int, parts: Parts) -> Prompt:
                 gaps.append(range(place, place + 1))
     if not gaps:
         raise ValueError(
-            f"the text has no gap: give {texts.tokenizer.mask_token!r} in it, or its pieces with "
-            "the lengths of gaps as numbers"
+            f"the text has no gap: give {texts.mask} in it, or its pieces with the lengths of "
+            "gaps as numbers"
         )
     whole = (*ids, *closing)
     return Prompt(number, beginning(shown), whole, len(opening), len(ids), tuple(gaps))

@@ -26,6 +26,11 @@ class Texts:
         self.mask_id = mask_id
         self.prefix, self.suffix = self._frame()
 
+    @property
+    def mask(self) -> str:
+        """The mask as messages name it."""
+        return self.tokenizer.mask_token or f"mask (id {self.mask_id})"
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens around it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids

@@ -444,6 +444,31 @@ def test_canvases_that_cannot_be_decoded_are_refused_with_the_reason(
 
 
 @pytest.mark.parametrize(
+    ("ids", "lengths", "error", "message"),
+    [
+        (torch.zeros(1, 3), (3,), TypeError, "int64 token ids, got torch.float32"),
+        (torch.zeros(3).long(), (3,), ValueError, r"shape \(B, L\) and B lengths"),
+        (torch.zeros(1, 3).long(), (3, 3), ValueError, r"got \(1, 3\) and 2"),
+        (torch.zeros(1, 3).long(), (4,), ValueError, r"lengths in \[1, 3\], got \(4,\)"),
+        (torch.zeros(1, 3).long(), (0,), ValueError, r"lengths in \[1, 3\], got \(0,\)"),
+    ],
+)
+def test_canvases_made_by_hand_are_looked_at_too(ids, lengths, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        generate(fake(), Canvas(ids, lengths), "confidence")
+
+
+def test_a_tensor_of_item_ids_fixes_the_draws_as_numbers_do() -> None:
+    canvas = [blank(6)] * 3
+    options = {"temperature": 1.0, "seed": 4}
+    drawn = [
+        generate(fake(), canvas, "random", item_ids=keys, **options).sequences
+        for keys in ([7, 8, 9], torch.tensor([7, 8, 9]))
+    ]
+    assert torch.equal(torch.stack(drawn[0]), torch.stack(drawn[1]))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"temperature": -0.1}, r"temperature must be finite and not negative, got -0\.1"),
@@ -467,6 +492,8 @@ def test_options_that_make_no_sense_are_refused_by_name(options: dict, message: 
         ({"block_length": 2.5}, r"block_length must be a whole number, got 2\.5"),
         ({"batch_size": "2"}, "batch_size must be a whole number, got '2'"),
         ({"seed": None}, "seed must be a whole number, got None"),
+        ({"item_ids": 5}, "item_ids must hold whole numbers or texts, got 5"),
+        ({"item_ids": [0.5]}, r"item_ids must hold whole numbers or texts, got \[0\.5\]"),
         ({"temperature": "0.5"}, r"temperature must be a number, got '0\.5'"),
         ({"guidance": "1"}, "guidance must be a number, got '1'"),
         ({"suppress": 5}, "suppress must hold token ids, got 5"),

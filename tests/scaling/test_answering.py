@@ -12,8 +12,9 @@ from prompt_files import answers_of, begin, write_lines, write_prompts
 
 from boe.denoisers.loading import LoadedModel
 from boe.scaling.answering import Replica, isolating
-from boe.scaling.job import JobFolder
+from boe.scaling.job import GenerationJob, JobFolder, ModelSource
 from boe.scaling.merging import forget_failures, merge
+from boe.text import TextOptions
 
 
 def run_all(folder: JobFolder, loaded: LoadedModel) -> list[dict[str, Any]]:
@@ -40,6 +41,25 @@ def test_answers_do_not_depend_on_shards_batches_order_or_other_prompts(
         assert line["answer"] == answers[line["id"]]
     drawn = run_all(begin(tmp_path / "seed", tiny_bert, prompts, seed=1), loaded)
     assert [line["answer"] for line in drawn] != [line["answer"] for line in one]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block_length": 4, "kv_cache": "exact"}, "block-causal"),
+        ({"sampler": "mdlm", "delay": ("the",)}, "delay needs a policy that ranks positions"),
+        ({"suppress": ("unheard-of",)}, "suppress 'unheard-of'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_no_prompts_fault(
+    options: dict, message: str, tmp_path: Path, tiny_bert: Path, loaded: LoadedModel
+) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 3)
+    folder = JobFolder(tmp_path / "out")
+    job = GenerationJob.of(ModelSource(str(tiny_bert)), prompts, TextOptions(**options))
+    folder.open(job)
+    with pytest.raises(ValueError, match=message):
+        Replica(folder, loaded)
 
 
 def test_a_prompt_that_fails_is_named_and_the_rest_of_its_batch_kept(

@@ -81,6 +81,14 @@ def test_a_conversation_without_a_length_is_named_before_a_model_is_loaded(
         job.deal()
 
 
+def test_half_a_surrogate_pair_is_named_by_its_line(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x", "meta": ["\ud83d"]}])
+    with pytest.raises(ValueError, match="line 1: holds half of a surrogate pair"):
+        read_prompts(path)
+    write_lines(path, [{"id": "a", "prompt": "x", "meta": ["\U0001f600"]}])
+    assert read_prompts(path)[0].meta == ["\U0001f600"]
+
+
 def test_draws_hang_on_the_id_alone() -> None:
     assert Prompt("a", 1, prompt="x").key == Prompt("a", 9, prompt="y", length=3).key
     assert Prompt("a", 1, prompt="x").key != Prompt("b", 1, prompt="x").key
