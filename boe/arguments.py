@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 
@@ -27,6 +28,26 @@ def check_number(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_numbers(options: Any) -> None:
+    """Every field of a dataclass that is declared a number, or whole, holds one.
+
+    Declared by name: as ``float``, ``int`` or one of them ``| None``. Other fields are none of
+    this function's business.
+
+    Raises:
+        TypeError: a field does not; the message names it.
+    """
+    for field in fields(options):
+        kind, *others = str(field.type).split(" | ")
+        value = getattr(options, field.name)
+        if value is None and others == ["None"]:
+            continue
+        if kind == "int":
+            check_whole(field.name, value, least=None)
+        elif kind == "float":
+            check_number(field.name, value)
 
 
 def token_ids(name: str, ids: Iterable[Any], vocab_size: int) -> tuple[int, ...]:

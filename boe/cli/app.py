@@ -21,7 +21,7 @@ from boe.cli.options import (
     Seed,
     Threads,
     Workers,
-    sharded_options_given,
+    refuse_sharded_options,
     use_threads,
 )
 
@@ -236,8 +236,7 @@ def generate(
         group = RankGroup.join(tensor_parallel, device)
     if prompts is None:
         assert prompt is not None
-        if unused := sharded_options_given(context):
-            raise typer.BadParameter(f"{unused[0]} goes with --input, not with --prompt")
+        refuse_sharded_options(context, "goes with --input, not with --prompt")
         run_generate(
             model,
             prompt,

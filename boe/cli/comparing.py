@@ -12,7 +12,7 @@ from rich.table import Table
 from boe import defaults
 from boe.cli.output import check_json_path, console_for, emit_json
 from boe.cli.running import RECORDS, StudyRunner, run_visibly, task_named
-from boe.evaluate.comparison import Comparison, analyse, curve_name
+from boe.evaluate.comparison import Comparison, analyse, check_references
 from boe.evaluate.equal_cost import Level
 from boe.evaluate.figures.style import check_figure_path, require_matplotlib
 from boe.evaluate.results import write_comparison
@@ -42,12 +42,7 @@ def run_comparison(
         run_by: decodes what is missing.
     """
     task = task_named(study.task, study.difficulty)
-    curves = [curve_name(cell.curve, cell.setting) for cell in study.cells()]
-    for reference in references:
-        if reference not in curves:
-            raise ValueError(
-                f"reference must be one of {'; '.join(dict.fromkeys(curves))}, got {reference!r}"
-            )
+    check_references(study, references)
     check_json_path(json_path)
     if plot_path is not None:
         check_writable(plot_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def run_convert(
 ) -> None:
     """Rewrite a published checkpoint, and say what was written."""
     check_json_path(json_path)
+    if not 0.0 < shard_gib < math.inf:
+        raise ValueError(f"shard-size must be finite and above 0, got {shard_gib}")
     wanted = dtype_named(dtype)
     console = console_for(json_path)
     silence_transformers()

@@ -20,6 +20,8 @@ from boe.cli.options import (
     Seed,
     Threads,
     Workers,
+    refuse_options,
+    refuse_sharded_options,
     use_threads,
 )
 
@@ -162,6 +164,7 @@ def ablate(
 
 
 def fidelity(
+    context: typer.Context,
     task: Annotated[
         str | None, typer.Option(help="Whose denoiser and canvases; sudoku, countdown …")
     ] = None,
@@ -185,7 +188,7 @@ def fidelity(
         float, typer.Option(help="Probability of the tokens that are enumerated.")
     ] = 0.99,
     max_tokens: Annotated[int, typer.Option(min=1, help="But no more than so many.")] = 16,
-    grid: Annotated[int, typer.Option(min=3, help="Points for Theorem 3.1's curvature.")] = 9,
+    grid: Annotated[int, typer.Option(min=3, help="Points for Theorem 3.1's curvature, odd.")] = 9,
     seed: Seed = 0,
     threads: Threads = None,
     json: Json = None,
@@ -208,18 +211,22 @@ def fidelity(
     if scores is not None:
         own["scores"] = split_samplers(scores)
     where: dict[str, Any] = {}
+    if model is None:
+        refuse_options(context, ("text", "length"), "goes with --model")
+    elif task is None:
+        refuse_options(context, ("difficulty", "order"), "goes with --task")
     if task is not None:
         where |= {"task": task, "difficulty": difficulty, "order": order}
     if model is not None:
         where |= {"model": model, "length": length}
-    if text is not None:
-        where["text"] = str(text)
+        where |= {} if text is None else {"text": str(text)}
     plan = fidelity_plan(own, where, {"mass": mass, "max_tokens": max_tokens, "grid": grid})
     if not run_fidelity(plan, json, plot, output).complete:
         raise KeyboardInterrupt
 
 
 def watch(
+    context: typer.Context,
     task: Annotated[str | None, typer.Option(help="sudoku, countdown …; or give a model.")] = None,
     difficulty: Difficulty = "hard",
     item: Annotated[int, typer.Option(min=0, help="Number of the first item.")] = 0,
@@ -250,6 +257,10 @@ def watch(
     from boe.evaluate.settings import Setting
 
     use_threads(threads)
+    if model is None:
+        refuse_options(context, ("prompt", "length"), "goes with --model")
+    elif task is None:
+        refuse_options(context, ("difficulty", "item", "count", "split"), "goes with --task")
     setting = Setting(tokens_per_step, block_length=block_length, temperature=temperature)
     plan = WatchPlan(
         samplers=tuple(split_samplers(samplers)),
@@ -268,6 +279,7 @@ def watch(
 
 
 def evaluate(
+    context: typer.Context,
     plans: Annotated[list[Path], typer.Argument(help="TOML files (docs/command-line.md).")],
     output: Annotated[
         Path | None, typer.Option(help="Directory of the results; beside the plan by default.")
@@ -286,6 +298,7 @@ def evaluate(
 
     use_threads(threads)
     if shards is None:
+        refuse_sharded_options(context, "goes with --shards")
         complete = run_plans(plans, output)
     else:
         from functools import partial
@@ -341,7 +354,7 @@ def _settings(
 
 
 def _whole(number: float) -> int:
-    if number != int(number):
+    if not number.is_integer():
         raise ValueError(f"block-length must be whole numbers, got {number}")
     return int(number)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,12 +39,21 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def sharded_options_given(context: typer.Context) -> list[str]:
-    """The options of work in shards that the command line or the environment gives."""
-    return [
-        option.opts[0]
-        for option in context.command.params
-        if getattr(option, "rich_help_panel", None) == SHARDED["rich_help_panel"]
-        and (source := context.get_parameter_source(option.name or "")) is not None
-        and source.name != "DEFAULT"
-    ]
+def refuse_sharded_options(context: typer.Context, why: str) -> None:
+    """Refuse the options of work in shards; ``why`` goes into the message behind the first."""
+    panel = SHARDED["rich_help_panel"]
+    params = context.command.params
+    sharded = [o.name or "" for o in params if getattr(o, "rich_help_panel", None) == panel]
+    refuse_options(context, sharded, why)
+
+
+def refuse_options(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Refuse options that would do nothing, if the command line or the environment gives one.
+
+    Raises:
+        typer.BadParameter: the first that is given, with ``why`` behind it.
+    """
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is not None and source.name != "DEFAULT":
+            raise typer.BadParameter(f"{option.opts[0]} {why}")

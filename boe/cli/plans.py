@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boe.arguments import check_whole
 from boe.evaluate.ablation import variants_of
 from boe.evaluate.ablation_axes import Axis, custom_axis, usual_axes
+from boe.evaluate.comparison import check_references
 from boe.evaluate.fidelity.study import SCORES, FidelityStudy
 from boe.evaluate.fidelity.truth import TruthOptions
 from boe.evaluate.study import Group, Study, settings_of
@@ -89,26 +91,31 @@ def axes_of(base: str, vary: Mapping[str, Any] | None) -> tuple[Axis, ...]:
 def _compare(content: Mapping[str, Any]) -> ComparePlan:
     _check(content, (*_STUDY, "reference", "group"))
     groups = []
-    for group in content.get("group", []):
+    tables = content.get("group", [])
+    if not isinstance(tables, list):
+        raise ValueError("group must be written [[group]], each with its samplers")
+    for group in tables:
         _check(group, (*_SETTINGS, "guidance", *_GROUP))
+        samplers = _listed(group, "samplers", str)
         options = {k: v for k, v in group.items() if k not in _GROUP}
         rival = group.get("rival", True)
         if not isinstance(rival, bool):
             raise ValueError(f"rival must be true or false, got {rival!r}")
-        groups.append(
-            Group(tuple(group["samplers"]), settings_of(_plain(options)), group.get("curve"), rival)
-        )
+        groups.append(Group(samplers, settings_of(_plain(options)), group.get("curve"), rival))
     named = content.get("reference", [])
-    references = (named,) if isinstance(named, str) else tuple(named)
-    if not all(isinstance(name, str) for name in references):
-        raise ValueError(f"reference must be the name of a curve, or several, got {named!r}")
-    return ComparePlan(_study(content, tuple(groups)), references)
+    listed = {"reference": [named] if isinstance(named, str) else named}
+    study = _study(content, tuple(groups))
+    references = _listed(listed, "reference", str)
+    check_references(study, references)
+    return ComparePlan(study, references)
 
 
 def _ablate(content: Mapping[str, Any]) -> AblatePlan:
     _check(content, (*_STUDY, *_SETTINGS, "base", "vary"))
-    base = content.get("base", "boe")
-    axes = axes_of(base, content.get("vary"))
+    base, vary = content.get("base", "boe"), content.get("vary")
+    if not isinstance(vary, dict | None):
+        raise ValueError(f"vary must be a table of options with their values, got {vary!r}")
+    axes = axes_of(base, None if vary is None else {n: _listed(vary, n) for n in vary})
     options = {name: content[name] for name in _SETTINGS if name in content}
     variants_of(base, axes)
     study = _study(content, (Group((base,), settings_of(_plain(options))),))
@@ -148,9 +155,9 @@ def fidelity_plan(
         places.setdefault("length", 128)
         source = f"{places['model']} on {places['text'].name}, {places['length']} tokens"
     options: dict[str, Any] = {"scores": SCORES, **own}
-    for name in ("scores", "fractions"):
+    for name, kind in (("scores", str), ("fractions", float)):
         if name in options:
-            options[name] = tuple(options[name])
+            options[name] = _listed(options, name, kind)
     study = FidelityStudy(source, **options, truth=TruthOptions(**truth))
     return FidelityPlan(study, **places)
 
@@ -158,6 +165,9 @@ def fidelity_plan(
 def _study(content: Mapping[str, Any], groups: tuple[Group, ...]) -> Study:
     if "task" not in content:
         raise ValueError("a plan needs a task")
+    for name in ("items", "seed", "batch", "traced", "timings"):
+        if name in content:
+            check_whole(name, content[name], least=None)
     seed = content.get("seed", 0)
     return Study(
         task=content["task"],
@@ -166,11 +176,25 @@ def _study(content: Mapping[str, Any], groups: tuple[Group, ...]) -> Study:
         items=content.get("items", 100),
         item_seed=seed,
         split=content.get("split", "test"),
-        seeds=tuple(content.get("seeds", (seed,))),
+        seeds=_listed(content, "seeds", int) if "seeds" in content else (seed,),
         batch_size=content.get("batch", 50),
         traced=content.get("traced", 0),
         timings=content.get("timings", 1),
     )
+
+
+def _listed(content: Mapping[str, Any], name: str, kind: type = object) -> tuple[Any, ...]:
+    """What a key lists.
+
+    Raises:
+        ValueError: it is absent, no list, or lists something of another kind.
+    """
+    values = content.get(name)
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(values, list | tuple) or not all(isinstance(v, kinds) for v in values):
+        what = {str: "texts", int: "whole numbers", float: "numbers"}.get(kind, "values")
+        raise ValueError(f"{name} must be a list of {what}, got {values!r}")
+    return tuple(values)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -199,6 +199,16 @@ def curve_name(curve: str, setting: Setting) -> str:
     return ", ".join((curve, *setting.extras()))
 
 
+def check_references(study: Study, references: Sequence[str]) -> None:
+    """Raises ValueError unless all ``references`` are names of the study's curves."""
+    curves = [curve_name(cell.curve, cell.setting) for cell in study.cells()]
+    for reference in references:
+        if reference not in curves:
+            raise ValueError(
+                f"reference must be one of {'; '.join(dict.fromkeys(curves))}, got {reference!r}"
+            )
+
+
 def _rivals(study: Study) -> set[str]:
     """The names of the curves of groups that are rivals."""
     return {

@@ -19,6 +19,7 @@ from boe.denoisers.base import Engine
 from boe.denoisers.placement import check_compilation
 from boe.samplers import BoE, FrontLoaded, Strategy, TokensPerStep, strategy_from
 from boe.samplers.budgets import Budget
+from boe.samplers.tokens import check_temperature, check_top_p
 
 # What cannot change an answer, but for rounding.
 _INCIDENTAL = ("batch_size", "device", "costs", "failures", "compile", "tensor_parallel")
@@ -118,6 +119,8 @@ class EvaluationSettings:
             raise ValueError("give steps or tokens_per_step, not both")
         if not (self.cfg >= 0.0 and math.isfinite(self.cfg)):
             raise ValueError(f"cfg must be finite and not negative, got {self.cfg}")
+        check_temperature(self.temperature)
+        check_top_p(self.top_p)
         self.strategy.cached(self.kv_cache, self.cache_refresh)
         check_compilation(self.compile)
         if self.tensor_parallel > 1 and self.compile != "none":

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.arguments import check_numbers
 from boe.samplers.base import Clock, Move, Policy, Scores, Step
 from boe.samplers.remdm import Renoise
 
@@ -53,6 +54,7 @@ class Ancestral(Policy):
     """Whether the last masks get a draw instead of the argmax."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not 0.0 < self.end < 1.0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from boe.arguments import check_numbers
 from boe.samplers.rules import Ruled
 
 
@@ -38,6 +39,7 @@ class Backtrack(Ruled):
     name: ClassVar[str] = "backtrack"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.limit < 1:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
         if not 0.0 < self.sure <= 1.0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from boe.arguments import check_number, check_whole
+from boe.arguments import check_numbers
 from boe.denoisers.base import CONTEXTS, ENGINES
 from boe.samplers.candidates import check_candidates
 from boe.samplers.quadrature import POINT, QUADRATURES
@@ -38,14 +38,7 @@ def check_options(config: BoE) -> None:
             raise ValueError(
                 f"{field} must be one of {', '.join(choices)}, got {getattr(config, field)!r}"
             )
-    for field in ("rho", "tolerance", "sure", "certainty", "bridges", "alpha", "penalty", "floor"):
-        if getattr(config, field) is not None:
-            check_number(field, getattr(config, field))
-    if config.close is not None:
-        check_number("close", config.close)
-    for field in ("max_probes", "top_k", "every", "lookahead", "lookahead_tokens"):
-        if getattr(config, field) is not None:
-            check_whole(field, getattr(config, field), least=None)
+    check_numbers(config)
     check_candidates(config.candidates, config.rho, config.tolerance)
     if not 0.0 <= config.alpha <= 1.0:
         raise ValueError(f"alpha must be in [0, 1], got {config.alpha}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from boe.arguments import check_numbers
+
 KVCacheName = Literal["none", "exact", "prefix", "delayed"]
 
 
@@ -29,6 +31,7 @@ class KVCache:
     approximates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.refresh is None:
             return
         if not self.approximates:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.arguments import check_numbers
 from boe.samplers.base import Count, Step, ranked_order, top_positions
 
 
@@ -37,6 +38,7 @@ class EntropyBound(Count):
     home: ClassVar[str] = "entropy"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not (self.gamma >= 0.0 and math.isfinite(self.gamma)):
             raise ValueError(f"gamma must be finite and not negative, got {self.gamma}")
         if self.along not in ("ranking", "entropy"):
@@ -85,6 +87,7 @@ class Threshold(Count):
     home: ClassVar[str] = "confidence"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not 0.0 < self.value <= 1.0:
             raise ValueError(f"value must be in (0, 1], got {self.value}")
 
@@ -110,6 +113,7 @@ class Factor(Count):
     home: ClassVar[str] = "confidence"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not (self.factor > 0.0 and math.isfinite(self.factor)):
             raise ValueError(f"factor must be finite and above 0, got {self.factor}")
 
@@ -148,6 +152,7 @@ class Klass(Count):
     home: ClassVar[str] = "confidence"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not 0.0 <= self.confidence < 1.0:
             raise ValueError(f"confidence must be in [0, 1), got {self.confidence}")
         if not (self.divergence > 0.0 and math.isfinite(self.divergence)):

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from boe.arguments import check_numbers
 from boe.samplers.base import Clock, Remask, Step, top_positions
 
 
@@ -39,6 +40,7 @@ class LladaLoop(Remask):
     home: ClassVar[str] = "confidence"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not 0.0 < self.ratio <= 1.0:
             raise ValueError(f"ratio must be in (0, 1], got {self.ratio}")
         if self.loops < 0:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.arguments import check_numbers
 from boe.denoisers.base import CONTEXTS, Context, Keep
 from boe.samplers.base import Sampler, Scores, Step, StepCost, top_positions
 from boe.samplers.candidates import check_candidates, choose_candidates
@@ -55,6 +56,7 @@ class Lookahead(Sampler):
         return repr_of(self, ("context", "joint"))
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_candidates(self.candidates, self.rho, self.tolerance)
         for field in ("tokens", "chunk"):
             if getattr(self, field) < 1:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.arguments import check_numbers
 from boe.samplers.base import Move, Policy, Ready, Scores, Step, StepCost, top_positions
 
 VERIFIERS = ("entropy", "confidence")
@@ -64,6 +65,7 @@ class LookUM(Policy):
     stochastic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for field in ("paths", "pool"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")

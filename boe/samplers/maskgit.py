@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from boe.arguments import check_numbers
 from boe.samplers.base import Sampler, Scores, Step
 from boe.samplers.budgets import Cosine
 
@@ -35,6 +36,7 @@ class MaskGIT(Sampler):
     stochastic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not (self.choice_temperature >= 0.0 and math.isfinite(self.choice_temperature)):
             raise ValueError(
                 f"choice_temperature must be finite and not negative, got {self.choice_temperature}"

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from boe.arguments import check_numbers
 from boe.denoisers.base import take_rows
 from boe.samplers.base import Count, Step, ranked_order, top_positions
 from boe.samplers.late_options import repr_of
@@ -79,6 +80,7 @@ class OverlapBound(Count):
     home: ClassVar[str] = "entropy"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not (self.gamma >= 0.0 and math.isfinite(self.gamma)):
             raise ValueError(f"gamma must be finite and not negative, got {self.gamma}")
         for field in ("share", "floor", "early"):

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.arguments import check_numbers
 from boe.canvas import Canvas
 from boe.denoisers.base import Denoiser
 from boe.samplers.base import Clock, Move, Policy, Scores, Step, StepCost, top_positions
@@ -52,6 +53,7 @@ class P2(Policy):
     reuses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not (self.eta >= 0.0 and math.isfinite(self.eta)):
             raise ValueError(f"eta must be finite and not negative, got {self.eta}")
         if self.score not in SCORES:

@@ -15,6 +15,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from boe.arguments import check_numbers, check_whole
+
 RewardFn = Callable[[Tensor], Tensor]
 """Rewards, floating (N,), of N completed sequences of one item, int64 (N, L)."""
 
@@ -33,11 +35,6 @@ class Particles(ABC):
     home: ClassVar[str]
     particles: int
     every: int | None
-
-
-def _check_number(field: str, value: int | None, least: int = 1) -> None:
-    if value is not None and value < least:
-        raise ValueError(f"{field} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,10 @@ class SMC(Particles):
     home: ClassVar[str] = "confidence"
 
     def __post_init__(self) -> None:
-        _check_number("particles", self.particles, 2)
-        _check_number("every", self.every)
+        check_numbers(self)
+        check_whole("particles", self.particles, 2)
+        if self.every is not None:
+            check_whole("every", self.every)
         if self.potential not in POTENTIALS:
             raise ValueError(
                 f"potential must be one of {', '.join(POTENTIALS)}, got {self.potential!r}"
@@ -115,11 +114,13 @@ class ParticleGibbs(Particles):
     home: ClassVar[str] = "mdlm"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.reward_fn is None:
             raise ValueError("reward_fn must be given: a function from sequences to rewards")
-        _check_number("particles", self.particles, 2)
+        check_whole("particles", self.particles, 2)
         for field in ("sweeps", "every", "completions"):
-            _check_number(field, getattr(self, field))
+            if getattr(self, field) is not None:
+                check_whole(field, getattr(self, field))
         if not (self.beta > 0.0 and math.isfinite(self.beta)):
             raise ValueError(f"beta must be finite and above 0, got {self.beta}")
         if self.answer not in ANSWERS:

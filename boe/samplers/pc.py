@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.arguments import check_numbers
 from boe.samplers.base import Sampler, Scores, Step
 from boe.samplers.frequencies import BackgroundFrequencies
 
@@ -44,6 +45,7 @@ class PCSampler(Sampler):
     name: ClassVar[str] = "pc"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.frequencies == "":
             raise ValueError(
                 "frequencies must name a file made by BackgroundFrequencies.save, or be "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from boe.arguments import check_numbers
 from boe.denoisers.base import CONTEXTS, Context
 
 
@@ -43,6 +44,7 @@ class Proofread:
     name: ClassVar[str] = "proofread"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if not 0.0 < self.ratio <= 1.0:

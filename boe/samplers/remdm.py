@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boe.arguments import check_numbers
 from boe.samplers.base import Move, Remask, Step
 
 
@@ -55,6 +56,7 @@ class RemdmCap(Renoise):
     name: ClassVar[str] = "remdm-cap"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         _check_share("eta", self.eta)
 
     def sigma(self, step: Step, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
@@ -70,6 +72,7 @@ class RemdmRescale(Renoise):
     name: ClassVar[str] = "remdm-rescale"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         _check_share("eta", self.eta)
 
     def sigma(self, step: Step, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
@@ -117,6 +120,7 @@ class RemdmLoop(Renoise):
     name: ClassVar[str] = "remdm-loop"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         _check_share("eta", self.eta)
         if not 0.0 < self.t_off < self.t_on < 1.0:
             raise ValueError(

@@ -65,6 +65,8 @@ PARTICLES: dict[str, type[Particles]] = {kind.name: kind for kind in (SMC, Parti
 
 # "+" separates parts, but not in a number such as 1e+3.
 _SEPARATOR = re.compile(r"\+(?=[A-Za-z])")
+# What a text cannot hold without ending an option, a part or, in lists, the specification.
+_DIVIDES = re.compile(rf"[,;]|{_SEPARATOR.pattern}")
 
 
 def sampler_from(spec: str) -> Policy | Strategy:
@@ -239,5 +241,8 @@ def _text(part: Part) -> str:
             continue
         if not isinstance(value, str | int | float | None):
             raise ValueError(f"{part.name}: {field.name} has no text form, got {value!r}")
-        options.append(f"{field.name}={option_text(value)}")
+        text = option_text(value)
+        if isinstance(value, str) and _DIVIDES.search(text):
+            raise ValueError(f"{part.name}: {field.name} has no text form, got {value!r}")
+        options.append(f"{field.name}={text}")
     return part.name + (":" + ",".join(options) if options else "")

@@ -15,7 +15,7 @@ from boe.samplers.particles import Particles
 from boe.samplers.proofreading import Proofread
 from boe.samplers.remdm import Renoise
 from boe.samplers.rules import Ruled, Violated
-from boe.samplers.tokens import Nucleus, Tokens
+from boe.samplers.tokens import Nucleus, Tokens, check_temperature, check_top_p
 from boe.samplers.verifying import Verifier
 
 _KINDS: dict[str, type] = {
@@ -133,6 +133,30 @@ class Strategy:
         if tokens.nucleus is not None:
             return self
         return replace(self, tokens=replace(tokens, nucleus=nucleus))
+
+    def writing(self, temperature: float | None, top_p: float | None) -> Tokens:
+        """How a decode draws tokens: the caller's word first, then the strategy's, then the
+        policy's.
+
+        Raises:
+            ValueError, TypeError: a number outside its range, or a nucleus of which nothing is
+                drawn.
+        """
+        check_temperature(temperature)
+        check_top_p(top_p)
+        chosen = self.tokens or Tokens()
+        if temperature is None:
+            temperature = chosen.temperature
+        if temperature is None:
+            temperature = self.which.temperature
+        chosen = replace(
+            chosen, temperature=temperature, top_p=chosen.top_p if top_p is None else top_p
+        )
+        if chosen.top_p < 1.0 and chosen.temperature == 0.0:
+            raise ValueError(
+                f"top_p = {chosen.top_p} has no effect at temperature 0; give a temperature above 0"
+            )
+        return chosen
 
     def cached(self, kv_cache: str | None, refresh: int | None) -> KVCache:
         """The cache of a decode: the caller's word goes before the strategy's.

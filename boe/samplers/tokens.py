@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from boe.arguments import check_number
+from boe.arguments import check_number, check_numbers
 from boe.denoisers.base import Prediction
 from boe.samplers.late_options import repr_of
 from boe_kernels import EntropyStats, entropy_stats, sample_tokens
@@ -52,13 +52,21 @@ class Tokens:
         return repr_of(self, ("nucleus",))
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.nucleus not in (None, *get_args(Nucleus)):
             raise ValueError(
                 f"nucleus must be one of {', '.join(get_args(Nucleus))}, got {self.nucleus!r}"
             )
         check_temperature(self.temperature)
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        check_top_p(self.top_p)
+
+
+def check_top_p(top_p: float | None) -> None:
+    if top_p is None:
+        return
+    check_number("top_p", top_p)
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
 
 
 def check_temperature(temperature: float | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from typer.testing import CliRunner, Result
 
 import boe.cli
 import boe.denoisers.doctor.behaviour as behaviour_module
+import boe.denoisers.doctor.peak_memory as peak_memory_module
 from boe.cli.app import app
 from boe.cli.doctoring import parse_shape
 from boe.denoisers.attention_denoiser import AttentionDenoiser
 from boe.denoisers.base import EntropyGradient
 from boe.denoisers.doctor import Examination, Finding
+from boe.denoisers.doctor.peak_memory import PeakMemory
 from boe.denoisers.intercepted_model import InterceptedDenoiser
 
 CHECKS = ["files", "format", "weights", "values", "vocabulary", "ids", "head"]
@@ -67,6 +70,24 @@ def test_a_sound_checkpoint_passes_every_check(name: str, tmp_path: Path) -> Non
     assert set(verdicts.values()) == {"ok"}
     assert "replay" in found["gradient"].detail
     assert "ms" in found["step 2x8"].detail
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak")
+def test_the_peak_of_a_process_is_since_it_was_asked_for() -> None:
+    mebibyte = 1 << 20
+    torch.ones(256 * mebibyte, dtype=torch.uint8)
+    before = PeakMemory(torch.device("cpu"))
+    resting = before.so_far()
+    if resting is None:
+        pytest.skip("this kernel does not let a process reset its peak")
+    memory = PeakMemory(torch.device("cpu"))
+    torch.ones(128 * mebibyte, dtype=torch.uint8)
+    assert 100 * mebibyte < memory.so_far() - resting < 200 * mebibyte
+
+
+def test_the_peak_is_left_out_where_nothing_says(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(peak_memory_module, "_RESET", tmp_path / "absent" / "clear_refs")
+    assert PeakMemory(torch.device("cpu")).so_far() is None
 
 
 def test_transformers_own_models_are_examined_too(tmp_path: Path) -> None:

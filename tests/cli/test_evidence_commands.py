@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 from boe.cli.app import app
 from boe.cli.plans import AblatePlan, ComparePlan, FidelityPlan, plan_of, read_plan
-from boe.evaluate import Setting
+from boe.evaluate import Setting, Study
+from boe.samplers import strategy_from
 from boe.tasks import TASKS
 
 BOE = "boe:tolerance=none,rho=0.5"
@@ -96,9 +97,7 @@ def test_a_plan_may_name_several_references(tmp_path: Path) -> None:
         *("confidence", "confidence", "entropy", "entropy")
     ]
     plan.write_text(plan.read_text().replace('["confidence", "entropy"]', "[1, 2]", 1))
-    assert "reference must be the name of a curve, or several, got [1, 2]" in str(
-        invoke("eval", plan).exception
-    )
+    assert "reference must be a list of texts, got [1, 2]" in str(invoke("eval", plan).exception)
 
 
 def test_a_plan_says_which_groups_are_no_rivals(tmp_path: Path) -> None:
@@ -322,7 +321,7 @@ def test_eval_reads_every_plan_before_the_first_is_run(tmp_path: Path) -> None:
 def test_plans_of_every_kind_are_read() -> None:
     compare = plan_of(
         {
-            **{"task": "fake", "seed": 3, "reference": "a"},
+            **{"task": "fake", "seed": 3, "reference": "boe"},
             "group": [{"samplers": ["boe"], "steps": [4], "temperature": ["none", 0.5]}],
         }
     )
@@ -356,11 +355,71 @@ def test_plans_of_every_kind_are_read() -> None:
             "of margin can be varied: which, .*; not rho",
         ),
         ({"kind": "fidelity"}, "fidelity needs either a task"),
+        ({"task": "fake", "group": [{}]}, "samplers must be a list of texts, got None"),
+        ({"task": "fake", "group": [{"samplers": "boe"}]}, "samplers must be a list of texts"),
+        ({"task": "fake", "group": {"samplers": ["boe"]}}, r"group must be written \[\[group\]\]"),
+        (
+            {"task": "fake", "seeds": 5, "group": [{"samplers": ["boe"]}]},
+            "seeds must be a list of whole numbers, got 5",
+        ),
+        (
+            {"task": "fake", "reference": "margin", "group": [{"samplers": ["boe"]}]},
+            "reference must be one of boe, got 'margin'",
+        ),
+        ({"kind": "ablate", "task": "fake", "vary": "rho"}, "vary must be a table of options"),
+        (
+            {"kind": "ablate", "task": "fake", "vary": {"rho": 0.5}},
+            r"rho must be a list of values, got 0\.5",
+        ),
+        (
+            {"kind": "fidelity", "task": "sudoku", "fractions": 0.5},
+            r"fractions must be a list of numbers, got 0\.5",
+        ),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(plan: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_of(plan)
+
+
+def test_a_number_of_a_plan_that_is_none_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="items must be a whole number, got '100'"):
+        plan_of({"task": "fake", "items": "100", "group": [{"samplers": ["boe"]}]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("eval", "p.toml", "--workers", 2), "--workers goes with --shards"),
+        (("watch", "--task", "sudoku", "--length", 3), "--length goes with --model"),
+        (("watch", "--model", "m", "--prompt", "a", "--item", 3), "--item goes with --task"),
+        (("fidelity", "--task", "sudoku", "--text", "t.txt"), "--text goes with --model"),
+        (("fidelity", "--model", "m", "--order", "boe"), "--order goes with --task"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    arguments: tuple[object, ...], message: str
+) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.parent.name)
+def test_what_is_stored_beside_a_plan_is_what_it_asks_for(path: Path) -> None:
+    plan = read_plan(path)
+    (results,) = path.parent.glob("*.json")
+    stored = json.loads(results.read_text())
+    assert stored["complete"]
+    if isinstance(plan, ComparePlan):
+        assert Study.from_json(stored["study"]) == plan.study
+    elif isinstance(plan, AblatePlan):
+        assert strategy_from(stored["base"]) == strategy_from(plan.base)
+        asked = plan.study.as_json()
+        for name in ("task", "difficulty", "split", "items", "item_seed", "seeds", "batch_size"):
+            assert stored["study"][name] == asked[name], name
+    else:
+        assert stored["study"] == json.loads(json.dumps(plan.study.as_json()))
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.parent.name)

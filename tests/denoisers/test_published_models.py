@@ -119,7 +119,7 @@ def test_a_tied_head_that_is_stored_all_the_same_is_the_table(
     config = {**CONFIGS[name], **tied}
     state = random_state(config)
     table = next(t for n, t in state.items() if "wte" in n or "embed_tokens" in n)
-    assert head not in state
+    state.pop(head, None)
     folder = write_checkpoint(tmp_path, config, {**state, head: torch.zeros_like(table)})
     blueprint = blueprint_of(config)
     assert blueprint is not None

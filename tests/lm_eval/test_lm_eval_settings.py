@@ -57,6 +57,8 @@ def test_the_fingerprint_changes_with_what_decides_answers_only(
     [
         ({}, "must name the checkpoint: pretrained="),
         ({"pretrained": ""}, "pretrained must name a checkpoint"),
+        ({"pretrained": "m", "temperature": -1.0}, "temperature must be finite and not negative"),
+        ({"pretrained": "m", "top_p": 2.0}, r"top_p must be in \(0, 1\], got 2\.0"),
         ({"pretrained": "m", "block_lenght": 3}, "'block_lenght': did you mean block_length?"),
         ({"pretrained": "m", "rho": 0.5}, r"separated by ';' here: sampler=boe:alpha=0.5;rho="),
         ({"pretrained": "m", "wings": 2}, "unknown model argument 'wings': known are allow_pickle"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+import torch
 
 from boe import BoE, Confidence, Entropy, Margin, Random, Strategy, Tokens, sampler_from, spec_of
 from boe.samplers import (
@@ -14,12 +16,15 @@ from boe.samplers import (
     SAMPLERS,
     SMC,
     Ancestral,
+    BackgroundFrequencies,
     EntropyBound,
     ForwardBackward,
     Klass,
     LladaLoop,
     LookUM,
     OverlapBound,
+    PCSampler,
+    Proofread,
     RemdmCap,
     Threshold,
     strategy_from,
@@ -191,3 +196,31 @@ def test_every_part_says_what_it_is_and_where_it_comes_from() -> None:
 def test_a_strategy_holds_a_policy() -> None:
     with pytest.raises(TypeError, match="which must be a policy, got str"):
         Strategy("boe")
+
+
+@pytest.mark.parametrize("name", ["a,b.json", "my+file.json", "a;b.json"])
+def test_a_file_whose_name_would_end_an_option_has_no_specification(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    BackgroundFrequencies.of_ids([torch.tensor([0, 1])], 4).save(path)
+    with pytest.raises(ValueError, match="frequencies has no text form"):
+        spec_of(PCSampler(frequencies=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        (OverlapBound, {"gamma": "0.1"}, "gamma must be a number, got '0.1'"),
+        (OverlapBound, {"floor": None}, "floor must be a number, got None"),
+        (Klass, {"history": 2.5}, "history must be a whole number, got 2.5"),
+        (Proofread, {"rounds": "3"}, "rounds must be a whole number, got '3'"),
+        (BoE, {"alpha": None}, "alpha must be a number, got None"),
+        (BoE, {"every": None}, "every must be a whole number, got None"),
+        (Tokens, {"top_p": "0.9"}, "top_p must be a number, got '0.9'"),
+        (SMC, {"particles": 2.0}, "particles must be a whole number, got 2.0"),
+    ],
+)
+def test_an_option_that_is_no_number_is_refused_by_name(part, options: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        part(**options)

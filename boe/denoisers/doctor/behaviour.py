@@ -25,6 +25,7 @@ from boe.denoisers.base import (
 )
 from boe.denoisers.checkpoint import first_line
 from boe.denoisers.doctor.finding import Finding, size_text
+from boe.denoisers.doctor.peak_memory import PeakMemory
 from boe_kernels import pad_rows
 
 if TYPE_CHECKING:
@@ -151,9 +152,7 @@ def check_step(denoiser: AttentionDenoiser, batch: int, length: int) -> Finding:
     canvas, positions = _toy_canvas(denoiser, (length,) * batch)
     engine: Engine = "late" if denoiser.replay_refusal else "replay"
     request = replace(_request(denoiser, canvas, positions), engine=engine)
-    cuda = denoiser.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(denoiser.device)
+    memory = PeakMemory(denoiser.device)
     try:
         forward = _seconds(denoiser, lambda: denoiser.predict(canvas, positions))
         step = _seconds(denoiser, lambda: _gradient(denoiser, canvas, positions, request))
@@ -170,8 +169,9 @@ def check_step(denoiser: AttentionDenoiser, batch: int, length: int) -> Finding:
     if isinstance(state, RecordedForward):
         kept = sum(layer.k.nbytes + layer.v.nbytes for layer in state.layers)
         detail += f", keys and values {size_text(kept)}"
-    if cuda:
-        detail += f", peak {size_text(torch.cuda.max_memory_allocated(denoiser.device))}"
+    if (peak := memory.so_far()) is not None:
+        whose = "" if denoiser.device.type == "cuda" else " of the process"
+        detail += f", peak {size_text(peak)}{whose}"
     return Finding(check, "ok", detail)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from boe.arguments import check_number
 from boe.evaluate.fidelity.scores import (
     candidate_chooser,
     scoring_sampler,
@@ -60,6 +61,7 @@ class FidelityStudy:
         if self.canvases < 1:
             raise ValueError(f"canvases must be at least 1, got {self.canvases}")
         for fraction in self.fractions:
+            check_number("fractions", fraction)
             if not 0.0 < fraction <= 1.0:
                 raise ValueError(f"fractions must be in (0, 1], got {fraction}")
         for spec in self.scores:
