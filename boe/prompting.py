@@ -1,7 +1,5 @@
-"""From texts to what the decoding loop takes: prompts, conversations, decoding options.
-
-Shared by whoever is given texts: the ``boe`` command and sharded generation.
-"""
+"""Decoding options of whoever is given texts: the ``boe`` command, ``TextGenerator``, sharded
+generation."""
 
 from __future__ import annotations
 
