@@ -20,6 +20,9 @@ from boe.evaluate.study import Cell, Study
 from boe.samplers import Policy, Strategy, strategy_from
 from boe.tasks import Task, TaskItem
 
+_Results = Callable[[Denoiser, Task, Sequence[TaskItem], Cell], list[dict[str, Any]]]
+"""Runs a cell on items as one batch; what is stored of each."""
+
 
 @dataclass
 class Run:
@@ -74,37 +77,27 @@ def run_study(
     where, identity = environment(), fingerprint(denoiser)
     cells = list(study.cells())
     keys = _keys(study, identity, where, "decode")
-    trace_keys = _keys(study, identity, where, "trace")
-    timing_keys = _timing_keys(study, identity, where)
+    # What is run over which items, in turn, and under which keys it is stored.
+    passes: list[tuple[dict[Cell, dict[str, Any]], Sequence[TaskItem], _Results]] = [
+        (keys, items, _outcomes),
+        *((again, items, time_again) for again in _timing_keys(study, identity, where)),
+        (_keys(study, identity, where, "trace"), items[: study.traced], _traces),
+    ]
     resumed = sum(len(_stored(store, key, items)) for key in keys.values())
     complete = False
     try:
         warm = False
-        for batch in _batches(items, study.batch_size):
-            for cell in cells:
-                missing = _missing(store, keys[cell], batch)
-                if missing and not warm:
-                    _warm_up(denoiser, missing[0])
-                    warm = True
-                if missing:
-                    records = decode(denoiser, task, missing, cell)
-                    _append(store, keys[cell], missing, [r.outcome() for r in records])
-                on_record(cell, len(batch))
-        for again in timing_keys:
-            for batch in _batches(items, study.batch_size):
+        for pass_keys, asked, results_of in passes:
+            for batch in _batches(asked, study.batch_size):
                 for cell in cells:
-                    missing = _missing(store, again[cell], batch)
+                    missing = _missing(store, pass_keys[cell], batch)
+                    if missing and not warm:
+                        _warm_up(denoiser, missing[0])
+                        warm = True
                     if missing:
-                        timed = time_again(denoiser, task, missing, cell)
-                        _append(store, again[cell], missing, timed)
+                        results = results_of(denoiser, task, missing, cell)
+                        _append(store, pass_keys[cell], missing, results)
                     on_record(cell, len(batch))
-        for batch in _batches(items[: study.traced], study.batch_size):
-            for cell in cells:
-                missing = _missing(store, trace_keys[cell], batch)
-                if missing:
-                    traces = trace(denoiser, task, missing, cell)
-                    _append(store, trace_keys[cell], missing, [t.as_json() for t in traces])
-                on_record(cell, len(batch))
         complete = True
     except KeyboardInterrupt:
         pass
@@ -144,6 +137,18 @@ def stored_run(
         if traced:
             run.traces[cell] = [Trace.from_json(content) for content in traced]
     return run
+
+
+def _outcomes(
+    denoiser: Denoiser, task: Task, items: Sequence[TaskItem], cell: Cell
+) -> list[dict[str, Any]]:
+    return [record.outcome() for record in decode(denoiser, task, items, cell)]
+
+
+def _traces(
+    denoiser: Denoiser, task: Task, items: Sequence[TaskItem], cell: Cell
+) -> list[dict[str, Any]]:
+    return [traced.as_json() for traced in trace(denoiser, task, items, cell)]
 
 
 def _keys(
