@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pathlib import Path
 from shutil import which
 from threading import Lock
 
-from bench.gpu.outcomes import Outcome, read_outcomes
+from bench.gpu.outcomes import Outcome, append_outcomes, read_outcomes
 from bench.gpu.store import Key
 from bench.results import Measurement, Quantiles
 
@@ -30,6 +30,8 @@ SANITIZER = "sanitizer"
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "gpu"
 OUT_OF_TIME = "stopped for want of time"
+_PASSED = "passed_before_cut"
+"""Metric of a test that passed in a file that was cut off."""
 FOUND_ERRORS = 86
 """The sanitizer's exit status when the device did something wrong."""
 
@@ -106,7 +108,7 @@ class FileOutcome:
         return [*failed, (self.file, self.trouble)] if self.trouble else failed
 
     def measurements(self) -> list[Measurement]:
-        """Counts by outcome, and a line per failure."""
+        """Counts by outcome, a line per failure, and what a run that goes on need not repeat."""
         config = {"file": self.file}
 
         def row(provider: str, metric: str, value: float | None, note: str = "") -> Measurement:
@@ -116,7 +118,15 @@ class FileOutcome:
         counts = [
             row("pytest", result, self.count(result)) for result in ("passed", "failed", "skipped")
         ]
-        return counts + [row(test, "failure", None, why) for test, why in self.failures]
+        counts += [row(test, "failure", None, why) for test, why in self.failures]
+        if self.is_complete:
+            return counts
+        return counts + [row(o.test, _PASSED, 1.0) for o in self.outcomes if o.result == "passed"]
+
+
+def passed_before(measurements: Sequence[Measurement]) -> list[Outcome]:
+    """The tests of a file that had passed when it was cut off, from its stored outcome."""
+    return [Outcome(m.provider, "passed", "") for m in measurements if m.metric == _PASSED]
 
 
 def test_files() -> list[str]:
@@ -126,13 +136,19 @@ def test_files() -> list[str]:
 
 
 def run_tests(
-    files: Sequence[str], *, on_gpu: bool, seconds: float, at_once: int, log: Path
+    files: Mapping[str, Sequence[Outcome]],
+    *,
+    on_gpu: bool,
+    seconds: float,
+    at_once: int,
+    log: Path,
 ) -> Iterator[FileOutcome]:
     """Run files of tests, in parallel on a GPU; yields each file's outcome when it is there.
 
     Off the GPU a selection runs in one process, under Triton's interpreter.
 
     Args:
+        files: with what is known of their tests; those that passed are not run again.
         seconds: for all of them together.
         log: takes what pytest printed about files with failures.
     """
@@ -149,6 +165,7 @@ def run_tests(
 
         def run(file: str) -> FileOutcome:
             record = Path(folder) / Path(file).stem
+            append_outcomes(record, files[file])
             left = seconds - (time.monotonic() - began)
             trouble = processes.run(_pytest([file], record), left)
             return FileOutcome(file, tuple(read_outcomes(record)), trouble)
@@ -218,11 +235,13 @@ def _pytest(files: Sequence[str], record: Path) -> list[str]:
 
 
 def _run_together(
-    processes: _Processes, files: Sequence[str], record: Path, seconds: float
+    processes: _Processes, files: Mapping[str, Sequence[Outcome]], record: Path, seconds: float
 ) -> Iterator[FileOutcome]:
+    for known in files.values():
+        append_outcomes(record, known)
     # The selection for the sanitizer is small, and has something of every op.
     selection = ("--interpret", "-m", "sanitized", "-k", "float32")
-    trouble = processes.run([*_pytest(files, record), *selection], seconds)
+    trouble = processes.run([*_pytest(list(files), record), *selection], seconds)
     outcomes = read_outcomes(record)
     for file in files:
         own = tuple(o for o in outcomes if o.test.split("::")[0] == file)

@@ -1,12 +1,14 @@
 """A pytest plugin that writes every test's outcome to a file as soon as it is known.
 
 ``pytest -p bench.gpu.outcomes --outcomes FILE``: one JSON object per line, so that a run
-that is killed, or that takes the device down with it, has told what it found till then.
+that is killed, or that takes the device down with it, has told what it found till then. Tests
+that have passed according to the file are not run again.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,15 @@ class _Recorder:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        passed = {o.test for o in read_outcomes(self._path) if o.result == "passed"}
+        over = [item for item in items if item.nodeid in passed]
+        if over:
+            items[:] = [item for item in items if item.nodeid not in passed]
+            config.hook.pytest_deselected(items=over)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
             self._write(report.nodeid, report.outcome, report.longrepr)
@@ -49,9 +60,8 @@ class _Recorder:
             self._write(report.nodeid, report.outcome, report.longrepr)
 
     def _write(self, test: str, result: str, longrepr: Any) -> None:
-        outcome = Outcome(test, result, "" if result == "passed" else _one_line(longrepr))
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(outcome)) + "\n")
+        reason = "" if result == "passed" else _one_line(longrepr)
+        append_outcomes(self._path, [Outcome(test, result, reason)])
 
 
 def _one_line(longrepr: Any) -> str:
@@ -66,6 +76,12 @@ def _one_line(longrepr: Any) -> str:
             text = text.strip().rsplit("\n", 1)[-1]
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return " ".join(lines[:3])[:400]
+
+
+def append_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """Add a line per outcome to the file, which begins with the first."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
 
 
 def read_outcomes(path: Path) -> list[Outcome]:

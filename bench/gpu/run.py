@@ -94,7 +94,12 @@ class Run:
     # --- correctness ----------------------------------------------------------------
 
     def _test(self, files: Sequence[str]) -> None:
-        missing = [f for f in files if self.store.seconds(correctness.key_of(f)) is None]
+        keys = {file: correctness.key_of(file) for file in files}
+        missing = {
+            file: correctness.passed_before(self.store.of(key))
+            for file, key in keys.items()
+            if self.store.seconds(key) is None
+        }
         if len(missing) < len(files):
             self._say(f"tests: {len(files) - len(missing)} files are stored already")
         if not missing or self._is_late():
@@ -109,7 +114,7 @@ class Run:
             log=self.store.log,
         ):
             taken = time.monotonic() - began if outcome.is_complete else None
-            self.store.keep(correctness.key_of(outcome.file), outcome.measurements(), taken)
+            self.store.keep(keys[outcome.file], outcome.measurements(), taken)
             counts = (f"{outcome.count(what)} {what}" for what in ("passed", "failed", "skipped"))
             self._say(f"  {outcome.file}: {', '.join(counts)}")
             for test, why in outcome.failures:

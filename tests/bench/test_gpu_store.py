@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from bench.gpu import store
-from bench.gpu.correctness import _Processes
-from bench.gpu.outcomes import read_outcomes
+from bench.gpu import correctness, store
+from bench.gpu.correctness import OUT_OF_TIME, FileOutcome, _Processes
+from bench.gpu.outcomes import Outcome, read_outcomes
 from bench.gpu.store import Key, Store, digest, file_stem
 from bench.results import Environment, Measurement, Quantiles
 
@@ -115,6 +117,27 @@ def test_outcomes_that_were_cut_off_are_left_out(tmp_path):
     assert read_outcomes(path) == []
     path.write_text('{"test": "a", "result": "passed", "reason": ""}\n{"test": "b", "res')
     assert [outcome.test for outcome in read_outcomes(path)] == ["a"]
+
+
+def test_a_file_that_was_cut_off_goes_on_behind_what_had_passed(tmp_path, monkeypatch):
+    monkeypatch.setattr(correctness, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.fspath(Path(correctness.__file__).parents[2]))
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    file = "test_some.py"
+    (tmp_path / file).write_text(
+        "def test_a(): assert 0\ndef test_b(): assert 0\ndef test_c(): pass\n"
+    )
+    found = (Outcome(f"{file}::test_a", "passed", ""), Outcome(f"{file}::test_b", "failed", "no"))
+    cut = FileOutcome(file, found, f"{OUT_OF_TIME} after 1 s")
+    known = correctness.passed_before(cut.measurements())
+    assert known == [found[0]]
+
+    options = {"on_gpu": True, "seconds": 100, "at_once": 1, "log": tmp_path / "log"}
+    (whole,) = correctness.run_tests({file: known}, **options)
+    assert whole.is_complete, whole.trouble
+    results = {outcome.test.split("::")[1]: outcome.result for outcome in whole.outcomes}
+    assert results == {"test_a": "passed", "test_b": "failed", "test_c": "passed"}
+    assert correctness.passed_before(whole.measurements()) == []
 
 
 def test_a_process_that_takes_too_long_is_stopped_and_logged(tmp_path):
