@@ -7,13 +7,15 @@ visible, and 0, or the bias of a key mask, where it is. A query that sees no key
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from boe_kernels._key_mask import bias_of, seen_keys
-from boe_kernels._rows import empty_by_rows, pad_rows
+from boe_kernels._rows import empty_by_rows, pad_rows, with_unit_stride
 
 _cpu_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -92,14 +94,31 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Attention output (B, Hq, A, D) and, on the CPU, its log-sum-exp (B, Hq, A).
 
-    Other devices' kernels do not all return the log-sum-exp; there it is empty, and
-    :func:`attend_backward` recomputes what it needs.
+    The log-sum-exp of a query that sees no key is −∞. Other devices' kernels do not all
+    return it; there it is empty, and :func:`attend_backward` recomputes what it needs.
     """
+    on_cpu = q.device.type == "cpu"
     if q.numel() == 0 or k.numel() == 0:
-        return torch.zeros_like(q, memory_format=torch.contiguous_format), _no_lse(q)
-    if q.device.type == "cpu":
-        return _cpu_forward(q, k, v, attn_mask=bias, scale=scale)
-    return _public_sdpa(q, k, v, bias, scale), _no_lse(q)
+        out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+        return out, _lse_of_nothing(q) if on_cpu else _no_lse(q)
+    if not on_cpu:
+        return _public_sdpa(q, k, v, bias, scale), _no_lse(q)
+    q, k, v = _for_cpu_kernel(q, k, v)
+    out, lse = _cpu_forward(q, k, v, attn_mask=bias, scale=scale)
+    if bias is not None:
+        # The kernel gives 0 there.
+        lse = lse.masked_fill(_sees_nothing(bias).squeeze(-1), -torch.inf)
+    return out, lse
+
+
+def _for_cpu_kernel(*tensors: Tensor) -> Iterator[Tensor]:
+    """PyTorch's kernel takes neighbours in the last dimension to be neighbours in memory, and
+    checks nothing: its public function, which copies others, gives no log-sum-exp."""
+    return map(with_unit_stride, tensors)
+
+
+def _sees_nothing(bias: Tensor) -> Tensor:
+    return (bias == -torch.inf).all(dim=-1, keepdim=True)
 
 
 def attend_backward(
@@ -119,6 +138,9 @@ def attend_backward(
     if q.numel() == 0 or k.numel() == 0:
         return gradient_layout(q), gradient_layout(k), gradient_layout(v)
     if q.device.type == "cpu":
+        dout, q, k, v, out = _for_cpu_kernel(dout, q, k, v, out)
+        if bias is not None:
+            lse = lse.masked_fill(lse == -torch.inf, 0.0)
         return _cpu_backward(dout, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=scale)
     with torch.enable_grad():
         q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
@@ -151,11 +173,16 @@ def _public_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: fl
     bias = bias.to(q.dtype)
     # Backends differ on rows that see nothing (zeros, NaN): let such rows see all keys,
     # and drop what they produce, which also drops their gradients.
-    blind = (bias == -torch.inf).all(dim=-1, keepdim=True)
+    blind = _sees_nothing(bias)
     bias = bias.masked_fill(blind, 0.0).expand(*q.shape[:3], k.shape[2])
     out = scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     out = out.masked_fill(blind, 0.0)
     return rearrange(out, "b h (g l) d -> b (h g) l d", g=groups)
+
+
+def _lse_of_nothing(q: Tensor) -> Tensor:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_full(q.shape[:3], -torch.inf, dtype=dtype)
 
 
 def _no_lse(q: Tensor) -> Tensor:

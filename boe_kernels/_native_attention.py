@@ -15,6 +15,9 @@ from boe_kernels._native_library import library
 _TENSORS = ("q", "k", "v", "out", "lse", "dout", "dq", "dk", "dv")
 _ABSENT = (0, 0, 0, 0, 0)
 
+# A window or a block this large holds every canvas; sums with larger ones could overflow.
+_FARTHEST = 2**31 - 1
+
 # ``boe_attention`` of ``csrc/boe_kernels.h``, field by field, nine times ``boe_heads`` in it.
 # Packed at once, which is quicker than filling a ctypes structure field by field.
 _CALL = Struct("@7qd2q" + "Pq" * 3 + "P4q" * len(_TENSORS) + "q")
@@ -117,8 +120,8 @@ def _run(kernel: str, sight: Sight, **tensors: Rows | None) -> None:
         keys,
         width,
         sight.scale,
-        -1 if sight.window is None else sight.window,
-        sight.block_size or 0,
+        -1 if sight.window is None else min(sight.window, _FARTHEST),
+        min(sight.block_size or 0, _FARTHEST),
         *positions,
         *key_positions,
         *key_bias,

@@ -203,6 +203,41 @@ def test_transposed_inputs_give_the_same_as_contiguous_ones(options):
     assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
+def expanded_last(x: Tensor) -> Tensor:
+    return x[..., :1].expand_as(x)
+
+
+# None has neighbours of the last dimension as neighbours in memory.
+GAPPED = {
+    "transposed width": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "every second element": lambda x: torch.stack((x, x + 1), dim=-1)[..., 0],
+    "expanded width": expanded_last,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", GAPPED)
+@pytest.mark.parametrize("gapped", [(0,), (1,), (2,), (0, 1, 2)], ids=["q", "k", "v", "all"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_dimension_need_not_be_dense(backend, gapped, layout, dtype):
+    if dtype == torch.float64 and backend not in IN_FLOAT64:
+        pytest.skip("the native kernels take no float64")
+    *inputs, grad = random_qkv(heads=(4, 2), dtype=dtype)
+    given = [GAPPED[layout](x) if i in gapped else x for i, x in enumerate(inputs)]
+    assert all(given[i].stride(-1) != 1 for i in gapped)
+    rows = torch.tensor([[9, 4, 0], [11, -1, -1]])
+    expected = output_and_gradients(
+        attend(rows, backend=backend), [x.contiguous() for x in given], grad
+    )
+    actual = output_and_gradients(attend(rows, backend=backend), given, grad)
+    for a, e in zip(actual, expected, strict=True):
+        if backend == "reference":
+            # Its products are PyTorch's, whose order of sums depends on the layout.
+            torch.testing.assert_close(a, e)
+        else:
+            assert torch.equal(a, e)
+
+
 def strided_gradients(grad: Tensor) -> dict[str, Tensor]:
     """Gradients that do not lie in memory as the output does."""
     return {
@@ -278,7 +313,7 @@ def test_a_canvas_without_visible_keys_gives_zeros_and_finite_gradients(dtype, b
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("padded", [False, True], ids=["all keys", "key padding"])
-@pytest.mark.parametrize("window", [0, 3, 1000], ids="window={}".format)
+@pytest.mark.parametrize("window", [0, 3, 1000, 2**63 - 1], ids="window={}".format)
 @pytest.mark.parametrize("length", [40, 300], ids="L={}".format)
 def test_a_window_limits_which_keys_are_seen(length, window, padded, backend):
     # 300 queries take two blocks of the windowed forward. With padding, whole
@@ -360,6 +395,26 @@ def test_forward_and_backward_by_hand_equal_the_differentiable_call(rows):
     )
     assert torch.equal(compact, take_rows(expected[1], pad_rows(rows).expand(2, -1)))
     assert torch.equal(dk, keep_rows(expected[2], rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("backend", ["native", "library"])
+def test_the_log_sum_exp_of_a_query_that_sees_no_key_is_minus_infinity(backend, dtype):
+    if dtype == torch.float64 and backend not in IN_FLOAT64:
+        pytest.skip("the native kernels take no float64")
+    *inputs, grad = random_qkv(dtype=dtype)
+    padding = padding_with_a_blind_canvas(20)
+    _, lse = active_query_forward(*inputs, key_padding_mask=padding, backend=backend)
+    assert lse[0].isfinite().all()
+    assert (lse[1] == -torch.inf).all()
+    no_keys = [inputs[0], inputs[1][:, :, :0], inputs[2][:, :, :0]]
+    out, lse = active_query_forward(*no_keys, backend=backend)
+    assert lse.dtype == dtype
+    assert lse.shape == out.shape[:3]
+    assert (lse == -torch.inf).all()
+    rows = torch.tensor([2, 5])
+    gradients = active_query_backward(grad, *no_keys, out, lse, rows, backend=backend)
+    assert not any(gradient.any() for gradient in gradients)
 
 
 def test_forward_and_backward_by_hand_refuse_what_they_cannot_do():

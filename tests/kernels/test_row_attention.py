@@ -247,6 +247,19 @@ def test_transposed_inputs_give_the_same_as_contiguous_ones():
     assert equal(actual, case.run())
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_dimension_need_not_be_dense(backend):
+    case = problem(RAGGED, heads=(8, 2))
+
+    def gapped(x: Tensor) -> Tensor:
+        return torch.stack((x, x + 1), dim=-1)[..., 0]
+
+    live, frozen = tuple(map(gapped, case.live)), tuple(map(gapped, case.frozen))
+    actual = Problem(live, frozen, case.rows, gapped(case.grad)).run(backend=backend)
+    for a, e in zip(actual, case.run(backend=backend), strict=True):
+        torch.testing.assert_close(a, e)
+
+
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 4, 1, 8), (2, 1, 4, 8)], ids=str)
 def test_an_expanded_output_gradient_gives_the_same_as_its_contiguous_copy(size):
     case = problem(RAGGED)
