@@ -136,7 +136,13 @@ def implementation(package: str, path: str) -> ModuleType:
 
 
 def note_path(op: str, path: str) -> None:
-    """Tell the active observers that ``path`` of ``op`` is running."""
+    """Tell the active observers that ``path`` of ``op`` is running.
+
+    Not from inside a compiled graph, into which a reference is traced; the other paths run
+    behind registered ops, which are not.
+    """
+    if torch.compiler.is_compiling():
+        return
     for record in _OBSERVERS.get():
         record.append((op, path))
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from boe_kernels._autocast import in_given_dtypes
+
 NAMESPACE = "boe_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
@@ -36,6 +38,7 @@ def define_op(
         differentiable: the op's autograd function, with ``setup_context``. An op without
             one (every backward op) refuses to be differentiated.
     """
+    implementation, fake = in_given_dtypes(implementation), in_given_dtypes(fake)
     _LIBRARY.define(f"{name}{signature}")
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
@@ -72,7 +75,7 @@ def _eager_form(
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            output = implementation(*args) if _unobserved(args) else op(*args)
+            output = as_new(implementation(*args) if _unobserved(args) else op(*args))
             function.setup_context(ctx, args, output)
             return output
 
@@ -80,6 +83,17 @@ def _eager_form(
 
     Eager.__name__ = Eager.__qualname__ = function.__name__
     return Eager
+
+
+def as_new(output: Any) -> Any:
+    """An autograd function's output, a tensor or a tuple, without the mark of a view.
+
+    Results that are another shape or layout of the memory they were made in would otherwise
+    refuse to be modified in place.
+    """
+    if isinstance(output, tuple):
+        return tuple(map(as_new, output))
+    return output.data if type(output) is torch.Tensor and output._is_view() else output
 
 
 class _DifferentiableOp:

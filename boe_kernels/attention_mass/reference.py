@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boe_kernels._autocast import in_given_dtypes
 from boe_kernels._key_mask import bias_of
 from boe_kernels._masked_sdpa import visibility
 from boe_kernels.entropy.reference import accumulation_dtype
 
 
+@in_given_dtypes
 def reference(
     q_rows: Tensor,
     k: Tensor,

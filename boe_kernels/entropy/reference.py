@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boe_kernels._autocast import in_given_dtypes
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32, or float64 for float64 inputs."""
@@ -18,6 +20,7 @@ def suppress(logits: Tensor, suppressed_ids: Tensor | None) -> Tensor:
     return logits.index_fill(-1, suppressed_ids, -torch.inf)
 
 
+@in_given_dtypes
 def reference(
     logits: Tensor, suppressed_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

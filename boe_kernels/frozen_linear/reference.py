@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from boe_kernels._autocast import in_given_dtypes
 
+
+@in_given_dtypes
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b, in which W and b are constants."""
     product = x @ weight.detach().t()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import linear
 
+from boe_kernels._autocast import in_given_dtypes
 from boe_kernels.entropy.reference import accumulation_dtype
 from boe_kernels.entropy.reference import reference as stats_of_logits
 
 
+@in_given_dtypes
 def reference(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, suppressed_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

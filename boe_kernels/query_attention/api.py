@@ -21,6 +21,7 @@ from boe_kernels._arguments import (
 )
 from boe_kernels._dispatch import decide, note_path
 from boe_kernels._key_mask import checked_key_mask, require_constant_bias
+from boe_kernels._library import as_new
 from boe_kernels._rows import check_rows, pad_rows
 from boe_kernels.query_attention import op
 from boe_kernels.query_attention.reference import reference
@@ -278,7 +279,7 @@ class _DeferredActiveQueryAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, deferred: DeferredRows, *rest: Any
     ) -> Tensor:
         unbound = torch.empty(0, dtype=torch.int64, device=q.device)
-        out, lse = op.forward_op(q, k, v, unbound, *rest)
+        out, lse = as_new(op.forward_op(q, k, v, unbound, *rest))
         key_mask, *ctx.options = rest
         ctx.save_for_backward(q, k, v, out, lse, key_mask)
         ctx.deferred = deferred

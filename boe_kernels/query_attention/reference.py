@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boe_kernels._autocast import in_given_dtypes
 from boe_kernels._key_mask import bias_of
 from boe_kernels._masked_sdpa import visibility
 
@@ -39,6 +40,7 @@ def dense_attention(
     return (scores.softmax(dim=-1) @ values).to(q.dtype)
 
 
+@in_given_dtypes
 def reference(
     q: Tensor,
     k: Tensor,

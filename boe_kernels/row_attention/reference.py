@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boe_kernels._autocast import in_given_dtypes
 from boe_kernels._key_mask import bias_of
 from boe_kernels._masked_sdpa import visibility
 from boe_kernels._rows import spread_by_selection, zero_padding
 from boe_kernels.query_attention.reference import dense_attention
 
 
+@in_given_dtypes
 def reference(
     q_rows: Tensor,
     k_rows: Tensor,

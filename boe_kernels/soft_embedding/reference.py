@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boe_kernels._autocast import in_given_dtypes
 from boe_kernels._rows import spread_by_selection
 from boe_kernels.entropy.reference import accumulation_dtype
 
@@ -21,6 +22,7 @@ def probabilities(values: Tensor, is_logits: bool, top_k: int | None) -> Tensor:
     return torch.zeros_like(p).scatter(-1, kept.indices, kept_mass)
 
 
+@in_given_dtypes
 def reference(
     embeds: Tensor,
     rows: Tensor,

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from boe_kernels._autocast import in_given_dtypes
 from boe_kernels.entropy.reference import accumulation_dtype
 
 GATES = ("positive", "paper", "none")
@@ -16,6 +17,7 @@ NORMALISATIONS = ("none", "zscore", "minmax")
 """How influences are made comparable over the candidates of a canvas."""
 
 
+@in_given_dtypes
 def reference(
     gradient: Tensor,
     delta: Tensor,

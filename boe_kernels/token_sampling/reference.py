@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from boe_kernels._autocast import in_given_dtypes
 from boe_kernels.entropy.reference import reference as statistics
 from boe_kernels.entropy.reference import suppress
 from boe_kernels.token_sampling.noise import gumbel_noise
 
 
+@in_given_dtypes
 def reference(
     logits: Tensor, seeds: Tensor, temperature: float, suppressed_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from boe_kernels import (
     active_query_attention,
     active_row_attention,
     entropy_stats,
+    frozen_linear,
     inject_soft_embeddings,
     linear_entropy,
 )
@@ -226,6 +227,103 @@ class Scalar:
 
     def __call__(self, x: Tensor, backend: str = "auto") -> Tensor:
         return self.function(x, backend=backend)
+
+
+@dataclass(frozen=True)
+class Output:
+    """An op's differentiable output, as a function of the input that gets the gradient."""
+
+    function: Callable[..., Tensor]
+    x: Tensor
+    backends: tuple[str, ...] = ("library", "reference")
+    kept: bool = False
+    """The paths but the reference need it for the backward."""
+
+    def __call__(self, x: Tensor, backend: str) -> Tensor:
+        return self.function(x, backend=backend)
+
+
+def outputs() -> dict[str, Output]:
+    q, k, v, _ = random_qkv(length=10, width=4)
+    rows, deferred = torch.tensor([4, 0, 7]), DeferredRows()
+    deferred.bind(rows)
+    live = (k[:, :, :3], v[:, :, :3], k, v, rows)
+    write = (rows, random(2, 3, 7).softmax(-1), random(7, 4), random(4), 0.3)
+    canvas, head = random(2, 10, 4), random(7, 6)
+    everywhere = ("native", "library", "reference")
+    return {
+        "query attention": Output(
+            lambda x, **o: active_query_attention(x, k, v, rows, **o), q, everywhere
+        ),
+        "deferred rows": Output(
+            lambda x, **o: active_query_attention(x, k, v, deferred, **o), q, everywhere[:2], True
+        ),
+        "row attention": Output(
+            lambda x, **o: active_row_attention(x, *live, **o), q[:, :, :3], everywhere, True
+        ),
+        "entropy": Output(
+            lambda x, **o: entropy_stats(x, **o).entropy, random(5, 6), everywhere, True
+        ),
+        "linear entropy": Output(
+            lambda x, **o: linear_entropy(x, head, **o).entropy, random(5, 6), everywhere
+        ),
+        "soft embedding": Output(lambda x, **o: inject_soft_embeddings(x, *write, **o), canvas),
+        "soft embedding, top-k": Output(
+            lambda x, **o: inject_soft_embeddings(x, *write, 3, **o), canvas, everywhere
+        ),
+        "frozen linear of a row": Output(lambda x, **o: frozen_linear(x, head, **o), random(6)),
+        "frozen linear": Output(lambda x, **o: frozen_linear(x, head, **o), random(2, 5, 6)),
+    }
+
+
+OUTPUTS = outputs()
+every_output = pytest.mark.parametrize(
+    ("output", "backend"),
+    [
+        pytest.param(output, backend, id=f"{name}, {backend}")
+        for name, output in OUTPUTS.items()
+        for backend in output.backends
+    ],
+)
+
+
+@every_output
+def test_an_output_can_be_modified_in_place_unless_the_backward_needs_it(output, backend):
+    x = output.x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(output(x, backend).sum(), x)
+    result = output(x, backend)
+    result += 1
+    result.mul_(2)
+    if output.kept and backend != "reference":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(result.sum(), x)
+        return
+    (actual,) = torch.autograd.grad(result.sum(), x)
+    assert torch.equal(actual, 2 * expected)
+
+
+@every_output
+def test_autocast_changes_nothing(output, backend):
+    x = output.x.clone().requires_grad_()
+    expected = output(x, backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = output(x, backend)
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)
+    gradients = [torch.autograd.grad(result.sum(), x)[0] for result in (actual, expected)]
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(
+    "output",
+    [output for output in OUTPUTS.values() if "reference" in output.backends],
+    ids=[name for name, output in OUTPUTS.items() if "reference" in output.backends],
+)
+def test_the_reference_compiles_whole(output):
+    compiled = torch.compile(output.function, fullgraph=True, backend="aot_eager")
+    expected = output(output.x, "reference")
+    torch.testing.assert_close(compiled(output.x, backend="reference"), expected)
 
 
 def scalars() -> dict[str, Scalar]:
