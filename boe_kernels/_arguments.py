@@ -8,6 +8,7 @@ and with an asynchronous device assertion elsewhere, so that no call waits for a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -29,18 +30,45 @@ def require_tensor(name: str, value: object, rank: int | None = None) -> None:
 
 
 def require_floating(name: str, value: Tensor) -> None:
-    if value.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {value.dtype}")
+    require_floating_dtype(name, value.dtype)
+
+
+def require_floating_dtype(name: str, dtype: object) -> None:
+    if dtype not in FLOATING:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {dtype!r}")
+
+
+def require_int(name: str, value: object) -> None:
+    """Numbers that a compiler traces are no ``int``, but like one."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def require_number(name: str, value: object) -> None:
+    """No tensor: reading it would wait for its device, and lose its gradient."""
+    if isinstance(value, Tensor) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def require_op_names(ops: Sequence[str], known: Sequence[str]) -> None:
+    """A plan is for one op or more, each of them a known one."""
+    if isinstance(ops, str) or not ops:
+        raise ValueError(f"ops must be a tuple of names, got {ops!r}")
+    for op in ops:
+        if op not in known:
+            raise ValueError(f"ops must be among {', '.join(known)}, got {op!r}")
 
 
 def require_positive(**numbers: int) -> None:
     for name, number in numbers.items():
+        require_int(name, number)
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
 
 
 def finite_number(name: str, value: float) -> float:
     """``value`` as a float, if it is a finite number."""
+    require_number(name, value)
     number = float(value)
     # A compiler's number is not to be looked at.
     if not torch.compiler.is_compiling() and not math.isfinite(number):
@@ -136,17 +164,15 @@ def require_indices(
 
 
 def check_band(window: int | None, block_size: int | None) -> None:
-    """A window reaches 0 rows or more, a block holds 1 row or more.
-
-    Numbers that a compiler traces are no ``int``, but like one.
-    """
+    """A window reaches 0 rows or more, a block holds 1 row or more."""
     for name, value, least in (("window", window, 0), ("block_size", block_size, 1)):
         if value is None:
             continue
-        if not isinstance(value, int | torch.SymInt):
-            raise TypeError(f"{name} must be an int or None, got {type(value).__name__}")
+        require_int(name, value)
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+        if isinstance(value, int) and value >= 2**63:
+            raise ValueError(f"{name} must be below 2**63, got {value}")
 
 
 def check_grad_rows(grad_rows: str) -> None:

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boe_kernels._arguments import check_band, check_grad_rows, require_positive
+from boe_kernels._arguments import (
+    check_band,
+    check_grad_rows,
+    require_floating_dtype,
+    require_int,
+    require_op_names,
+    require_positive,
+)
 from boe_kernels._dispatch import implementation
 from boe_kernels._rows import check_rows
 
@@ -45,7 +52,7 @@ class AttentionPlan:
             ``attention_mass``; all by default.
 
     Raises:
-        ValueError: a field is not as above.
+        TypeError, ValueError: a field is not as above.
     """
 
     heads: int
@@ -72,16 +79,18 @@ class AttentionPlan:
                 raise ValueError(
                     f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}"
                 )
+        require_floating_dtype("dtype", self.dtype)
+        if self.active is not None and not self.active:
+            raise ValueError("active must name at least one number of rows, got none")
         for count in self.active or ():
+            require_int("each of active", count)
             if not 1 <= count <= self.length:
                 raise ValueError(
                     f"active must hold numbers from 1 to L = {self.length}, got {count}"
                 )
         check_band(self.window, self.block_size)
         check_grad_rows(self.grad_rows)
-        for op in self.ops:
-            if op not in OPS:
-                raise ValueError(f"ops must be among {', '.join(OPS)}, got {op!r}")
+        require_op_names(self.ops, OPS)
 
     @property
     def width_of_heads(self) -> int:

@@ -9,7 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from boe_kernels._arguments import require_positive
+from boe_kernels._arguments import (
+    require_floating_dtype,
+    require_int,
+    require_op_names,
+    require_positive,
+)
 from boe_kernels._attention_plan import PlannedCall
 from boe_kernels._dispatch import implementation
 from boe_kernels._rows import check_rows
@@ -42,7 +47,7 @@ class VocabularyPlan:
             ``tis_scores``; all by default.
 
     Raises:
-        ValueError: a field is not as above.
+        TypeError, ValueError: a field is not as above.
     """
 
     vocabulary: int
@@ -62,6 +67,10 @@ class VocabularyPlan:
         require_positive(
             vocabulary=self.vocabulary, width=self.width, rows=self.rows, top_k=self.top_k
         )
+        require_floating_dtype("dtype", self.dtype)
+        if self.logits_dtype is not None:
+            require_floating_dtype("logits_dtype", self.logits_dtype)
+        require_int("suppressed", self.suppressed)
         if not 0 <= self.suppressed <= self.vocabulary:
             raise ValueError(
                 f"suppressed must lie between 0 and V = {self.vocabulary}, got {self.suppressed}"
@@ -72,9 +81,7 @@ class VocabularyPlan:
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        for op in self.ops:
-            if op not in OPS:
-                raise ValueError(f"ops must be among {', '.join(OPS)}, got {op!r}")
+        require_op_names(self.ops, OPS)
 
     @property
     def width_of_heads(self) -> None:

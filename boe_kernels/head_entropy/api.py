@@ -9,6 +9,7 @@ from boe_kernels._arguments import (
     require_alike,
     require_constant,
     require_floating,
+    require_positive,
     require_shape,
     require_tensor,
 )
@@ -66,8 +67,7 @@ def linear_entropy(
         require_tensor("bias", bias)
         require_alike("bias", bias, "hidden", hidden)
         require_shape("bias", bias, (vocabulary,), "(V,)")
-    if block_elements < 1:
-        raise ValueError(f"block_elements must be at least 1, got {block_elements}")
+    require_positive(block_elements=block_elements)
     check_suppressed_ids(suppressed_ids, vocabulary, hidden)
     path = decide(op.NAME, backend, hidden.device, hidden.dtype).path
     rows = hidden.reshape(-1, width)

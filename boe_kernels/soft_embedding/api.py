@@ -10,6 +10,7 @@ from boe_kernels._arguments import (
     finite_number,
     require_alike,
     require_floating,
+    require_int,
     require_same_device,
     require_shape,
     require_tensor,
@@ -111,8 +112,10 @@ def inject_soft_embeddings(
     require_tensor("mask_embed", mask_embed)
     require_alike("mask_embed", mask_embed, "embeds", embeds)
     require_shape("mask_embed", mask_embed, (width,), "(D,)")
-    if top_k is not None and not 1 <= top_k <= vocabulary:
-        raise ValueError(f"top_k must be between 1 and V = {vocabulary}, got {top_k}")
+    if top_k is not None:
+        require_int("top_k", top_k)
+        if not 1 <= top_k <= vocabulary:
+            raise ValueError(f"top_k must be between 1 and V = {vocabulary}, got {top_k}")
     form = op.form(top_k)
     path = decide(form, backend, embeds.device, embeds.dtype, table=(vocabulary, width)).path
     inputs = (

@@ -10,6 +10,8 @@ from torch import Tensor
 from boe_kernels._arguments import (
     require_alike,
     require_floating,
+    require_int,
+    require_number,
     require_same_device,
     require_shape,
     require_tensor,
@@ -98,6 +100,7 @@ def tis_scores(
     require_floating("remaining", remaining)
     require_same_device("remaining", remaining, "gradient", gradient)
     require_shape("remaining", remaining, (batch,), "(B,)")
+    require_int("vocabulary", vocabulary)
     if vocabulary < 2:
         raise ValueError(f"vocabulary must be at least 2, got {vocabulary}")
     for name, value, choices in (
@@ -107,6 +110,7 @@ def tis_scores(
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     for name, number in (("penalty", penalty), ("floor", floor)):
+        require_number(name, number)
         if not 0.0 <= number < math.inf:
             raise ValueError(f"{name} must be finite and not negative, got {number}")
     path = decide(op.NAME, backend, gradient.device, gradient.dtype).path

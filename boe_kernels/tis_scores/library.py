@@ -47,7 +47,7 @@ def forward(
 
 
 def _normalised(tis: Tensor, chosen: Tensor, how: str) -> Tensor:
-    if how == "none":
+    if how == "none" or tis.shape[1] == 0:
         return tis
     count = chosen.sum(dim=1, keepdim=True).clamp_min(1)
     if how == "zscore":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from boe_kernels._arguments import (
     require_floating,
+    require_number,
     require_same_device,
     require_shape,
     require_tensor,
@@ -72,6 +73,7 @@ def sample_tokens(
         raise TypeError(f"seeds must be int64, got {seeds.dtype}")
     require_same_device("seeds", seeds, "logits", logits)
     require_shape("seeds", seeds, tuple(logits.shape[:-1]), "that of logits without V")
+    require_number("temperature", temperature)
     if not LEAST_TEMPERATURE <= temperature < math.inf:
         raise ValueError(
             f"temperature must be finite and at least {LEAST_TEMPERATURE:g}, got {temperature}"
@@ -79,7 +81,7 @@ def sample_tokens(
     check_suppressed_ids(suppressed_ids, logits.shape[-1], logits)
     path = decide(op.NAME, backend, logits.device, logits.dtype).path
     inputs = (
-        logits.reshape(-1, logits.shape[-1]),
+        logits.detach().reshape(-1, logits.shape[-1]),
         seeds.reshape(-1),
         float(temperature),
         suppressed_ids,

@@ -171,13 +171,21 @@ def keys_and_values(query: str) -> dict[str, Bad]:
         "window of a fraction": (
             {"window": 1.5},
             TypeError,
-            "window must be an int or None, got fl",
+            "window must be an int, got fl",
         ),
         "scale not a number": (
             {"scale": float("nan")},
             ValueError,
             "scale must be finite, got nan",
         ),
+        "scale as text": ({"scale": "a"}, TypeError, "scale must be a number, got str"),
+        "scale as a tensor": (
+            {"scale": torch.ones((), requires_grad=True)},
+            TypeError,
+            "scale must be a number, got Tensor",
+        ),
+        "window as a bool": ({"window": True}, TypeError, "window must be an int, got bool"),
+        "window too long": ({"window": 2**63}, ValueError, r"window must be below 2\*\*63, got 9"),
         "window negative": ({"window": -1}, ValueError, "window must be at least 0, got -1"),
         "block empty": ({"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),
     }

@@ -182,6 +182,19 @@ def test_equal_influences_normalise_to_zero(normalise, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+def test_a_canvas_of_no_positions_has_no_scores(normalise, backend):
+    nothing = torch.zeros(3, 0)
+    scores = tis_scores(
+        *(nothing[..., None], nothing[..., None], nothing, torch.zeros(3, 0).long(), torch.ones(3)),
+        vocabulary=9,
+        normalise=normalise,
+        backend=backend,
+    )
+    assert scores.score.shape == (3, 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_single_candidate_is_normalised_to_zero(backend):
     case = step()
     for normalise in ("zscore", "minmax"):
@@ -279,6 +292,7 @@ def test_a_strided_argument_gives_the_same_as_its_contiguous_copy(name, backend)
         ({}, {"gate": "soft"}, ValueError, "gate must be one of positive, paper, none"),
         ({}, {"normalise": "rank"}, ValueError, "normalise must be one of none, zscore, minmax"),
         ({}, {"penalty": -1.0}, ValueError, r"penalty must be finite and not negative, got -1\.0"),
+        ({}, {"penalty": "a"}, TypeError, "penalty must be a number, got str"),
         ({}, {"floor": math.nan}, ValueError, "floor must be finite and not negative, got nan"),
     ],
 )

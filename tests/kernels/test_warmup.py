@@ -69,12 +69,30 @@ def test_what_is_no_plan_is_refused():
         ({"window": -1}, "window must be at least 0, got -1"),
         ({"block_size": 0}, "block_size must be at least 1, got 0"),
         ({"grad_rows": "all"}, "grad_rows must be 'queries' or 'keys', got 'all'"),
+        ({"active": ()}, "active must name at least one number of rows, got none"),
+        ({"ops": ()}, r"ops must be a tuple of names, got \(\)"),
+        ({"ops": "attention_mass"}, "ops must be a tuple of names, got 'attention_mass'"),
         ({"ops": ("entropy_stats",)}, "ops must be among active_query_attention, .* 'entropy_"),
     ],
     ids=str,
 )
 def test_a_plan_of_attention_names_what_is_wrong_with_it(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
+        AttentionPlan(**{"heads": 4, "head_dim": 16, "length": 8, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"dtype": "bf16"}, "dtype must be float64, float32, bfloat16 or float16, got 'bf16'"),
+        ({"dtype": torch.int8}, "dtype must be float64, .* got torch.int8"),
+        ({"heads": 4.0}, "heads must be an int, got float"),
+        ({"active": (1.5,)}, "each of active must be an int, got float"),
+    ],
+    ids=str,
+)
+def test_a_plan_of_attention_names_what_is_of_a_wrong_kind(changes, complaint):
+    with pytest.raises(TypeError, match=complaint):
         AttentionPlan(**{"heads": 4, "head_dim": 16, "length": 8, **changes})
 
 
