@@ -7,6 +7,7 @@ to compile, on a GPU's to time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -20,9 +21,10 @@ from torch import Tensor
 from bench.binaries import binaries_of
 from boe_kernels import _attention_launch
 from boe_kernels._attention_launch import Tile, tile_key
-from boe_kernels.attention_mass import triton as mass_kernels
-from boe_kernels.query_attention import triton as query_kernels
-from boe_kernels.row_attention import triton as row_kernels
+from boe_kernels._dispatch import implementation
+from boe_kernels.attention_mass import op as mass_op
+from boe_kernels.query_attention import op as query_op
+from boe_kernels.row_attention import op as row_op
 
 KERNELS = {
     "forward": "fwd_kernel",
@@ -138,19 +140,24 @@ def call(
     device: torch.device,
     hiding: Hiding | None = None,
     grad_rows: str = "queries",
+    path: str = "triton",
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """A call in which the subject's kernel runs; the tensors are drawn once, here.
+    """A call in which the subject's kernel runs; the tensors are drawn here, from a fixed seed.
 
     Args:
         hiding: by default a window and blocks where the subject is one for hidden keys, no mask.
         grad_rows: "keys" has the kernels of ``rows_`` run for ``active_query_attention``,
             which shares them with ``active_row_attention``.
+        path: "library" computes the same with PyTorch's kernels, to judge a tile's results by.
     """
+    query, row, mass = (implementation(op.__package__, path) for op in (query_op, row_op, mass_op))
+    generator = torch.Generator(device).manual_seed(0) if device.type != "meta" else None
     dtype, width = DTYPES[subject.bits], subject.width
     batch, heads, length, count = astuple(shape)
 
     def draw(rows: int) -> Tensor:
-        return torch.randn(batch, rows, heads, width, device=device).to(dtype).transpose(1, 2)
+        drawn = torch.randn(batch, rows, heads, width, device=device, generator=generator)
+        return drawn.to(dtype).transpose(1, 2)
 
     canvas, rows = [draw(length) for _ in range(4)], [draw(count) for _ in range(4)]
     index = torch.arange(count, device=device) * (length // count)
@@ -164,20 +171,18 @@ def call(
     q, k, v, dout = canvas
     live_q, live_k, live_v, live_dout = rows
     if subject.kernel == "forward":
-        return lambda: query_kernels.forward(q, k, v, *limits)
-    out, lse = query_kernels.forward(q, k, v, *limits)
+        return lambda: query.forward(q, k, v, *limits)[:1]
     if subject.kernel == "mass":
-        lse_rows = lse[:, :, :count].contiguous()
-        return lambda: (mass_kernels.forward(live_q, k, lse_rows, None, index, *limits),)
+        lse_rows = torch.full((batch, heads, count), math.log(length), device=device)
+        return lambda: (mass.forward(live_q, k, lse_rows, None, index, *limits),)
     if not subject.kernel.startswith("rows_") or grad_rows == "keys":
-        return lambda: query_kernels.backward(
-            dout, q, k, v, out, lse, index, *limits, grad_rows, False
-        )
+        out, lse = query.forward(q, k, v, *limits)
+        return lambda: query.backward(dout, q, k, v, out, lse, index, *limits, grad_rows, False)
     inputs = (live_q, live_k, live_v, k, v)
-    live_out, live_lse, keys, values = row_kernels.forward(*inputs, index, *limits)
     if subject.kernel == "rows_forward":
-        return lambda: row_kernels.forward(*inputs, index, *limits)[:2]
-    return lambda: row_kernels.backward(
+        return lambda: row.forward(*inputs, index, *limits)[:1]
+    live_out, live_lse, keys, values = row.forward(*inputs, index, *limits)
+    return lambda: row.backward(
         live_dout, *inputs, keys, values, live_out, live_lse, index, *limits
     )
 

@@ -3,7 +3,7 @@
 Writes the entries of ``boe_kernels/_attention_tiles.json`` for the architecture at hand, and of
 ``boe_kernels/soft_embedding/fused_tiles.json`` whether the fused soft write is preferred. A tile
 is timed only if each of its binaries compiles without spills and within the shared memory, and
-counts only if it runs and its results agree with those of the tiles in the table. Times are kept
+counts only if it runs and its results agree with those of PyTorch's kernels. Times are kept
 as they come, so that an interrupted run goes on where it was; the table is written after each
 entry.
 Afterwards ``python -m bench resources`` should be run under each Triton that is supported.
@@ -42,7 +42,7 @@ from boe_kernels._triton import for_device
 from boe_kernels.soft_embedding.fused_launch import TABLE as SOFT_TABLE
 from boe_kernels.soft_embedding.fused_launch import TILES, FusedTile, write_tiles
 
-# Results of two tiles differ in the order of sums, and in where P is rounded.
+# Results differ in the order of sums, and in where P is rounded.
 _TOLERANCE = 2e-2
 
 Fit = Callable[[Sequence[tuple[str, Subject, Role, Tile]]], Sequence[bool]]
@@ -228,16 +228,17 @@ def measured(architecture: str, subject: Subject, role: Role, tile: Tile) -> flo
 
     device, logs = torch.device("cuda"), 0.0
     for shape in role.shapes:
-        run = call(subject, shape, device)
-        expected = run()
         with only_tile(architecture, subject, tile):
-            if not _agree(run(), expected):
+            run = call(subject, shape, device)
+            expected = call(subject, shape, device, path="library")()
+            if not agree(run(), expected):
                 return None
             logs += math.log(do_bench(run, warmup=5, rep=40, return_mode="median"))
     return math.exp(logs / len(role.shapes))
 
 
-def _agree(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+def agree(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether a tile's results are those of PyTorch's kernels, up to rounding."""
     for a, b in zip(results, expected, strict=True):
         error = (a.float() - b.float()).norm() / b.float().norm().clamp_min(1e-20)
         # NaN is no agreement either.
@@ -327,7 +328,7 @@ def main(argv: Sequence[str]) -> None:
                 columns = zip(*wanted, strict=True)
                 return list(pool.map(soft_tiles.fits, *columns)) if wanted else []
 
-            measure = partial(soft_tiles.measured, agree=_agree)
+            measure = partial(soft_tiles.measured, agree=agree)
             for entry in map(SoftSubject, options.bits):
                 best = tune_soft_write(here, entry, times, fit_soft, measure)
                 console().print(f"{here}, {entry.kernel}, {entry.key}: {described(best)}")

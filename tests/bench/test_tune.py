@@ -101,11 +101,11 @@ def test_an_entry_that_nothing_fits_is_left_as_it_is(tmp_path):
     assert machine.tune(FORWARD, times(tmp_path)) == []
 
 
-def test_wrong_results_and_nan_do_not_agree():
+def test_wrong_results_and_nan_do_notagree():
     ones = torch.ones(3)
-    assert tune._agree([ones], [ones * 1.01])
-    assert not tune._agree([ones], [ones * 1.1])
-    assert not tune._agree([ones * torch.nan], [ones])
+    assert tune.agree([ones], [ones * 1.01])
+    assert not tune.agree([ones], [ones * 1.1])
+    assert not tune.agree([ones * torch.nan], [ones])
 
 
 # --- going on -----------------------------------------------------------------------

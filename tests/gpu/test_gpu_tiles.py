@@ -15,7 +15,8 @@ import torch
 from dense_attention import output_and_gradients
 from error_bounds import FORWARD_FACTOR, assert_as_accurate, largest
 
-from bench.tiles import KERNELS, Subject, only_tile
+from bench.tiles import KERNELS, Shape, Subject, call, only_tile
+from bench.tune import agree
 from boe_kernels import active_query_forward, attention_mass
 from boe_kernels._attention_launch import ARCHITECTURES, HEAD_DIMS, Tile
 from boe_kernels._triton import Launch, architecture_of, recording
@@ -123,3 +124,18 @@ def test_a_tile_gives_what_dense_attention_gives(subject, tile, device):
     with only_tile(ARCHITECTURE, subject, tile), recording(ARCHITECTURE, run=True) as launches:
         check(subject, tile, device)
     assert_taken(launches, subject, tile)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [Subject(kernel, 32, 64, hidden) for kernel, hidden in product(KERNELS, (False, True))],
+    ids=name_of,
+)
+def test_tuning_judges_a_tile_by_the_same_call_of_the_library(subject, device):
+    def results(path: str) -> tuple[torch.Tensor, ...]:
+        return call(subject, Shape(2, 2, 96, 24), device, path=path)()
+
+    kernel, library = results("triton"), results("library")
+    assert all(result.any() for result in library)
+    assert agree(kernel, library)
+    assert not agree([result + 0.1 for result in kernel], library)
