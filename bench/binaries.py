@@ -188,8 +188,11 @@ def _specialisation(launch: Launch, device: str) -> Specialisation:
 
 
 def binaries_of(call: Callable[[], object], architecture: str, kernel: str) -> Iterator[Binary]:
-    """Those of one kernel that ``call`` would launch on meta tensors, as they are compiled."""
-    with _target(architecture) as device:
+    """Those of one kernel that ``call`` would launch on meta tensors, as they are compiled.
+
+    They are left in Triton's cache, where launches on such a GPU find them.
+    """
+    with _target(architecture, kept=True) as device:
         with recording(UNITS[architecture].parameters) as launches:
             call()
         chosen = (launch for launch in launches if launch.kernel.__name__ == kernel)
@@ -295,8 +298,11 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def _target(architecture: str) -> Iterator[str]:
+def _target(architecture: str, *, kept: bool = False) -> Iterator[str]:
     """Compile for ``architecture``, afresh, with the assembler telling what it does.
+
+    Args:
+        kept: put what is compiled into Triton's cache; otherwise nothing is kept.
 
     Yields:
         The name that kernels know the stand-in for the device by.
@@ -308,8 +314,13 @@ def _target(architecture: str) -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="boe-binaries-") as folder,
         knobs.nvidia.scope(),
         knobs.cache.scope(),
+        knobs.compilation.scope(),
     ):
-        knobs.cache.dir = os.fspath(folder)
+        if kept:
+            # What the cache holds would not be assembled.
+            knobs.compilation.always_compile = True
+        else:
+            knobs.cache.dir = os.fspath(folder)
         knobs.nvidia.dump_ptxas_log = True
         # It stays: this process compiles and launches nothing.
         stand_in = _Driver(architecture)

@@ -16,18 +16,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import resources
 from bench.binaries import (
     Binary,
     Wanted,
+    _target,
     aot_cases,
     assembly,
     packages_with_kernels,
     performance_remarks,
     wanted_binaries,
 )
+from bench.tiles import KERNELS, Subject, call, fits, only_tile, roles
 from bench.units import TARGETS
-from boe_kernels._triton import AotCase
+from boe_kernels._attention_launch import Tile
+from boe_kernels._triton import AotCase, recording
 
 
 def chosen_binaries(package: str, architecture: str, sample: bool) -> list[Wanted | Binary]:
@@ -70,6 +75,30 @@ def served(name: str, cases: list[str]) -> list[dict[str, Any]]:
     return [asdict(each.compile()) for each in listed if each.case in cases]
 
 
+def found_after_tuning() -> list[bool]:
+    """Of each binary that a call in a tuned tile launches: whether Triton's cache holds it."""
+    from triton import knobs
+
+    subject, tile = Subject("one_pass", 16, 64, False), Tile(64, 64, 4, 2)
+    role = roles(subject)[0]
+    hits: list[bool] = []
+    with tempfile.TemporaryDirectory() as folder, knobs.cache.scope(), knobs.compilation.scope():
+        knobs.cache.dir = folder
+        if not fits("sm_90", subject, role, tile):
+            raise RuntimeError("the tile was chosen because it fits")
+        knobs.compilation.listener = lambda **facts: hits.append(facts["cache_hit"])
+        with only_tile("sm_90", subject, tile), _target("sm_90", kept=True):
+            # As a launch compiles.
+            knobs.compilation.always_compile = False
+            knobs.nvidia.dump_ptxas_log = False
+            with recording("sm_90") as launches:
+                call(subject, role.shapes[0], torch.device("meta"))()
+            for launch in launches:
+                if launch.kernel.__name__ == KERNELS[subject.kernel]:
+                    launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
+    return hits
+
+
 def case_of(package: str, name: str) -> AotCase:
     (case,) = (each for each in aot_cases(package) if each.name == name)
     return case
@@ -84,6 +113,7 @@ def main(parts: dict[str, list[str]]) -> dict[str, Any]:
         "served": {name: served(name, cases) for name, cases in parts.items()},
         "remarks": performance_remarks(one_pass.call, "sm_90", "bwd_one_pass_kernel"),
         "assembly": assembly(fused.call, "sm_90"),
+        "found after tuning": found_after_tuning(),
     }
 
 

@@ -37,6 +37,10 @@ def binaries(compiled: dict[str, Any]) -> list[Binary]:
     return [Binary(**facts) for facts in compiled["sampled"]]
 
 
+def test_what_tuning_compiles_a_launch_need_not_compile_again(compiled):
+    assert compiled["found after tuning"] == [True]
+
+
 def test_every_architecture_with_launch_parameters_is_compiled_for():
     assert tuple(TARGETS) == ARCHITECTURES
 
