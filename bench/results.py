@@ -81,7 +81,7 @@ class Environment:
     triton_version: str = field(default_factory=lambda: _version("triton"))
     python_version: str = field(default_factory=platform.python_version)
     date: str = field(default_factory=lambda: utc_now())
-    commit: str = field(default_factory=lambda: _commit())
+    commit: str = field(default_factory=lambda: commit_of())
 
     @classmethod
     def of(cls, device: torch.device) -> Environment:
@@ -206,15 +206,24 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _commit() -> str:
+def commit_of(repository: Path = Path(__file__).parents[1]) -> str:
+    """The commit, marked as dirty if tracked files differ from it: other than the results, which
+    the benchmark before this one may just have written."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        described = _git(repository, "describe", "--always")
+        compared = ("--", ".", ":(exclude)bench/results")
+        changed = _git(repository, "status", "--porcelain", "--untracked-files=no", *compared)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return described.stdout.strip()
+    return f"{described}-dirty" if changed else described
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    said = subprocess.run(
+        ["git", *arguments],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return said.stdout.strip()

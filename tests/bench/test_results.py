@@ -1,11 +1,12 @@
 """The committed results: one row per measurement, never half a file."""
 
 import csv
+import subprocess
 
 import pytest
 import torch
 
-from bench.results import COLUMNS, Environment, Measurement, Quantiles, save
+from bench.results import COLUMNS, Environment, Measurement, Quantiles, commit_of, save
 
 
 def measurement(provider="ours", value=1.0):
@@ -40,6 +41,27 @@ def test_a_row_names_hardware_versions_and_commit(tmp_path, environment):
     assert list(row) == list(COLUMNS)
     assert row["torch"] == torch.__version__
     assert all(row[column] for column in ("hardware", "python", "date", "commit"))
+
+
+def test_a_commit_is_dirty_where_more_than_the_results_has_changed(tmp_path):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    results = tmp_path / "bench" / "results" / "toy-cpu.csv"
+    results.parent.mkdir(parents=True)
+    code = tmp_path / "code.py"
+    results.write_text("1")
+    code.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = commit_of(tmp_path)
+    results.write_text("2")
+    (tmp_path / "beside.txt").write_text("not tracked")
+    assert commit_of(tmp_path) == clean
+    code.write_text("2")
+    assert commit_of(tmp_path) == f"{clean}-dirty"
 
 
 def test_what_could_not_run_has_no_number(tmp_path, environment):
