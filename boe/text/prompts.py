@@ -109,7 +109,7 @@ def gapped_prompt(texts: Texts, number: int, parts: Parts) -> Prompt:
                 ids += texts.encode(part)
                 shown += part
                 continue
-            if not isinstance(part, int):
+            if isinstance(part, bool) or not isinstance(part, int):
                 raise TypeError(f"pieces must be texts and lengths of gaps, got {part!r}")
             if part < 1:
                 raise ValueError(f"a gap must be at least 1 token long, got {part}")

@@ -324,6 +324,7 @@ def test_the_number_of_prompts_and_of_their_ids_must_agree() -> None:
         ("infill", 3, "gapped must be a sequence of which each is a text, a length .*, got 3"),
         ("infill", ["Q", None], r"gapped\[1\] must be a text, a length or a list.*, got None"),
         ("infill", [["Q", 2.5]], "pieces must be texts and lengths of gaps, got 2.5"),
+        ("infill", ["Q", True], "pieces must be texts and lengths of gaps, got True"),
     ],
 )
 def test_what_is_no_prompt_is_named(call: str, given: object, message: str) -> None:
