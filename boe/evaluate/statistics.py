@@ -23,7 +23,10 @@ def wilson_interval(successes: float, trials: float, level: float = 0.95) -> tup
     scale = 1 + z * z / trials
     centre = (rate + z * z / (2 * trials)) / scale
     half = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials**2)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Where all or none succeed a bound is the rate itself, which rounding would miss.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return min(low, rate), max(high, rate)
 
 
 def clustered_interval(

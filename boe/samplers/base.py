@@ -27,6 +27,7 @@ from boe.samplers.step import (
     Step,
     StepCost,
     ranked_order,
+    share_of,
     top_positions,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "StepCost",
     "choose",
     "ranked_order",
+    "share_of",
     "top_positions",
 ]
 

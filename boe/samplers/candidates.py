@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from boe.samplers.base import Clock, Step, top_positions
+from boe.samplers.base import Clock, Step, share_of, top_positions
 
 CANDIDATE_RULES = ("confidence", "margin", "entropy", "entropy_band", "random", "all")
 
@@ -49,7 +49,7 @@ def choose_candidates(step: Step, rule: str, rho: float, tolerance: float | None
         rank = -(stats.entropy - median.values.unsqueeze(1)).abs()
     else:
         rank = step.uniform(step.masked)
-    wanted = torch.maximum(_share_of(step.eligible.sum(dim=1), rho), step.budget)
+    wanted = torch.maximum(share_of(step.eligible.sum(dim=1), rho), step.budget)
     return top_positions(rank, competing, wanted)
 
 
@@ -62,12 +62,8 @@ def may_compete(clock: Clock, rule: str, rho: float) -> bool:
 
 @lru_cache(maxsize=4096)
 def _most_of(eligible: int, rho: float) -> int:
-    """As :func:`_share_of`, on the host; asked again and again of the same few numbers."""
-    return int(_share_of(torch.tensor(eligible), rho))
-
-
-def _share_of(eligible: Tensor, rho: float) -> Tensor:
-    return (eligible * rho).ceil().to(torch.int64)
+    """As :func:`share_of`, on the host; asked again and again of the same few numbers."""
+    return int(share_of(torch.tensor(eligible), rho))
 
 
 def least_of_greedy(step: Step) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from boe.denoisers.base import BridgeRule, GradientRequest, mark_rows
-from boe.samplers.base import Step, top_positions
+from boe.samplers.base import Step, share_of, top_positions
 from boe_kernels import pad_rows
 
 PROBE_SETS = ("complement", "masked", "masked_minus_self")
@@ -65,5 +65,5 @@ def choose_active(
     else:
         rule: BridgeRule = bridge_rule  # type: ignore[assignment]
         rank, forwards = step.denoiser.bridge_scores(step.prediction, request, rule)
-    wanted = (others.sum(dim=1) * bridges).ceil().to(torch.int64)
+    wanted = share_of(others.sum(dim=1), bridges)
     return pad_rows(active | top_positions(rank, others, wanted)), forwards

@@ -36,6 +36,15 @@ def test_a_wilson_bound_is_where_the_score_test_just_rejects() -> None:
         assert z == pytest.approx(1.644854, abs=1e-5)
 
 
+@pytest.mark.parametrize("trials", range(1, 200))
+def test_an_interval_holds_its_proportion_and_ends_where_all_or_none_succeed(trials: int) -> None:
+    assert wilson_interval(0, trials)[0] == 0.0
+    assert wilson_interval(trials, trials)[1] == 1.0
+    for successes in range(trials + 1):
+        low, high = wilson_interval(successes, trials)
+        assert 0.0 <= low <= successes / trials <= high <= 1.0
+
+
 def test_no_trials_is_refused() -> None:
     with pytest.raises(ValueError, match="trials must be at least 1, got 0"):
         wilson_interval(0, 0)

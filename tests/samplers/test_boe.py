@@ -14,6 +14,7 @@ from boe import BoE, TokensPerStep, generate
 from boe.canvas import Canvas
 from boe.decoding import StepRecord
 from boe.denoisers import GradientRequest
+from boe.samplers.base import share_of
 
 CONFIDENCES = [0.9, 0.3, 0.8, 0.4, 0.7, 0.5, 0.6, 0.35, 0.85, 0.45]
 
@@ -52,6 +53,13 @@ def candidates_of(record: StepRecord) -> list[int]:
 def test_rho_is_rounded_up_and_never_below_the_budget(rho, budget, expected) -> None:
     record = first_step(BoE(rho=rho, tolerance=None), budget)
     assert candidates_of(record) == expected
+
+
+def test_a_share_is_rounded_up_from_its_decimals() -> None:
+    counts = range(0, 5000, 7)
+    for percent in range(1, 101):
+        shares = share_of(torch.tensor(counts), percent / 100)
+        assert shares.tolist() == [-(-count * percent // 100) for count in counts]
 
 
 def test_candidates_come_from_the_block() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from boe.decoding import TokensPerStep, generate
 from boe.denoisers.base import Denoiser
+from boe.samplers.base import share_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ def decoded_states(
     for canvas, item in zip(canvases, result.items, strict=True):
         state = canvas.clone()
         masks = int((canvas == mask_id).sum())
-        wanted = math.ceil(fraction * masks)
+        wanted = int(share_of(torch.tensor(masks), fraction))
         for step in item.trajectory or []:
             if int((state == mask_id).sum()) <= wanted:
                 break
@@ -90,7 +90,9 @@ def masked_text(
     for window in range(count):
         start = window * last // max(1, count - 1)
         words = torch.tensor(ids[start : start + inner])
-        masks = torch.randperm(inner, generator=generator)[: math.ceil(fraction * inner)]
+        masks = torch.randperm(inner, generator=generator)[
+            : int(share_of(torch.tensor(inner), fraction))
+        ]
         words[masks] = mask_id
         canvases.append(torch.cat([torch.tensor(before), words, torch.tensor(after)]).long())
     return canvases
