@@ -63,8 +63,10 @@ def main() -> None:
 
         RankGroup.joined().agree(None)
     if settings is not None and settings.costs is not None and leads:
-        print("\n".join(summary_lines(settings.costs, settings.fingerprint)))
-        if failures_in(read_costs(settings.costs, settings.fingerprint)):
+        from boe.lm_eval.model import BoeLM
+
+        print("\n".join(summary_lines(settings.costs, BoeLM.last_fingerprint)))
+        if failures_in(read_costs(settings.costs, BoeLM.last_fingerprint)):
             raise SystemExit(1)
 
 

@@ -56,8 +56,8 @@ class CostLog:
 
     Args:
         folder: where; ``None`` keeps them in memory only.
-        fingerprint: of the settings. Each settings have files of their own, and a run that
-            goes on appends to what is there.
+        fingerprint: of model and settings. What may answer differently has files of its own,
+            and a run that goes on appends to what is there.
         rank: of the process.
     """
 

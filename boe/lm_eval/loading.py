@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from boe.denoisers.loading import LoadedModel, load_model
-from boe.denoisers.placement import compiled_as, dtype_named
+from boe.denoisers.placement import dtype_named
 from boe.denoisers.tensor_parallel import parallelise
 from boe.lm_eval.ranks import Ranks
 from boe.lm_eval.settings import EvaluationSettings
@@ -57,14 +55,14 @@ def prepared(
     ranks: Ranks,
     group: RankGroup | None,
 ) -> LoadedModel:
-    """``loaded``, or the checkpoint that is named: shared out over ``group``, or compiled.
+    """``loaded``, or the checkpoint that is named, shared out over ``group`` if there is one.
 
     Raises:
-        FileNotFoundError, UnsupportedModel, ValueError: as :func:`load`,
-            :func:`boe.denoisers.tensor_parallel.parallelise` and :class:`boe.CompiledDenoiser`.
+        FileNotFoundError, UnsupportedModel, ValueError: as :func:`load` and
+            :func:`boe.denoisers.tensor_parallel.parallelise`.
     """
     if loaded is None:
-        loaded = load(settings, ranks, group)
-    elif group is not None:
+        return load(settings, ranks, group)
+    if group is not None:
         parallelise(loaded.denoiser, group.mesh)
-    return replace(loaded, denoiser=compiled_as(settings.compile, loaded.denoiser))
+    return loaded

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from lm_eval.api.model import LM
@@ -16,6 +16,9 @@ from tqdm import tqdm
 from boe.decoding import Account
 from boe.denoisers import UnsupportedModel
 from boe.denoisers.loading import LoadedModel
+from boe.denoisers.placement import compiled_as
+from boe.evaluate.fingerprint import fingerprint
+from boe.evaluate.store import digest_of
 from boe.lm_eval.costs import CostLog, failures_in, read_costs, summarise
 from boe.lm_eval.failures import (
     UnusablePrompt,
@@ -54,10 +57,18 @@ class BoeLM(LM):
         arguments: :class:`boe.lm_eval.settings.EvaluationSettings`; ``pretrained`` is then
             only a name.
 
+    Attributes:
+        fingerprint: digits that differ where answers may: of the settings, the files that they
+            name, and the weights.
+        last_fingerprint: of the model that was made last, for lm-eval's command, which makes it
+            by itself.
+
     Raises:
         ValueError, TypeError: arguments that are unknown or do not fit.
         FileNotFoundError, UnsupportedModel: as :func:`boe.load_model`.
     """
+
+    last_fingerprint: ClassVar[str]
 
     def __init__(self, *, loaded: LoadedModel | None = None, **arguments: Any) -> None:
         super().__init__()
@@ -72,7 +83,12 @@ class BoeLM(LM):
         self._rank, self._world_size = self.ranks.rank, self.ranks.world
         # Where lm-eval puts what ranks exchange, not where the model is.
         self._device = torch.device("cpu")
-        self.loaded = loaded = prepared(loaded, settings, self.ranks, self.group)
+        loaded = prepared(loaded, settings, self.ranks, self.group)
+        weights = fingerprint(loaded.denoiser)
+        self.fingerprint = digest_of({**settings.identity, "denoiser": weights})
+        BoeLM.last_fingerprint = self.fingerprint
+        denoiser = compiled_as(settings.compile, loaded.denoiser)
+        self.loaded = loaded = replace(loaded, denoiser=denoiser)
         self.denoiser, self.tokenizer = loaded.denoiser, loaded.tokenizer
         own = self.denoiser.facts.max_length
         self.max_length = min(
@@ -91,7 +107,7 @@ class BoeLM(LM):
         )
         writes = self.group is None or self.group.leads
         costs = settings.costs if writes else None
-        self.costs = CostLog(costs, settings.fingerprint, self.ranks.rank)
+        self.costs = CostLog(costs, self.fingerprint, self.ranks.rank)
 
     # --- the three kinds of request -------------------------------------------------------
 
@@ -232,15 +248,15 @@ class BoeLM(LM):
         """Settings and mean costs per task, which lm-eval adds to its results."""
         records = self.costs.records
         if self.settings.costs is not None:
-            records = read_costs(self.settings.costs, self.settings.fingerprint)
+            records = read_costs(self.settings.costs, self.fingerprint)
         return {
-            "boe": {**asdict(self.settings), "fingerprint": self.settings.fingerprint},
+            "boe": {**asdict(self.settings), "fingerprint": self.fingerprint},
             "boe_costs": summarise(records),
             "boe_failures": failures_in(records),
         }
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Use lm-eval's cache of answers, if these settings made it.
+        """Use lm-eval's cache of answers, if this model made it with these settings.
 
         Raises:
             ValueError: its answers come from other settings, or another model. lm-eval's
@@ -249,8 +265,8 @@ class BoeLM(LM):
         if cache_hook.dbdict is not None:
             made_by = cache_hook.dbdict.get(_CACHE_KEY)
             if made_by is None and len(cache_hook.dbdict) == 0:
-                cache_hook.dbdict[_CACHE_KEY] = self.settings.fingerprint
-            elif made_by != self.settings.fingerprint:
+                cache_hook.dbdict[_CACHE_KEY] = self.fingerprint
+            elif made_by != self.fingerprint:
                 raise ValueError(
                     "--use_cache names a cache whose answers were made with other model_args, or "
                     "by another model; give each its own"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 DEFAULT_GEN_LENGTH = 256
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _OF_SAMPLING = ("top_p", "top_k")
+# What transformers draws at where nothing else is said.
+_SAMPLING_TEMPERATURE = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Wish:
         """Read lm-eval's generation arguments.
 
         Raises:
-            ValueError: an argument that is not known, which would be ignored otherwise.
+            ValueError: an argument that is not known, which would be ignored otherwise, or
+                none of the kind that it has to be.
         """
         left = dict(options)
         until = left.pop("until", None) or []
@@ -99,6 +102,10 @@ class Wish:
         samples = left.pop("do_sample", None)
         if samples is None:
             samples = bool(temperature)
+        elif not isinstance(samples, bool):
+            raise ValueError(f"do_sample must be true or false, got {samples!r}")
+        if samples and temperature is None:
+            temperature = _SAMPLING_TEMPERATURE
         drawn = {name: left.pop(name, None) for name in _OF_SAMPLING}
         if samples and drawn["top_k"] not in (None, 0):
             raise ValueError("generation argument top_k is not supported: use top_p")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import types
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from boe import defaults
 from boe.decoding.setbacks import check_failures
 from boe.denoisers.base import Engine
 from boe.denoisers.placement import check_compilation
+from boe.evaluate.running import describe
 from boe.samplers import BoE, FrontLoaded, Strategy, TokensPerStep, strategy_from
 from boe.samplers.budgets import Budget
 from boe.samplers.tokens import check_temperature, check_top_p
@@ -189,12 +188,11 @@ class EvaluationSettings:
         return TokensPerStep(self.tokens_per_step or 1)
 
     @property
-    def fingerprint(self) -> str:
-        """Ten hexadecimal digits that differ between settings that may answer differently."""
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides an answer, but for the request and the model's weights."""
         deciding = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
         # The same arguments may mean something else to another version.
-        deciding |= {"boe": boe.__version__, "strategy": repr(self.strategy)}
-        return hashlib.blake2b(json.dumps(deciding).encode(), digest_size=5).hexdigest()
+        return deciding | {"boe": boe.__version__, "strategy": describe(self.strategy)}
 
 
 def _unknown(name: str, known: set[str]) -> str:

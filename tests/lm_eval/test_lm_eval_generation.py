@@ -123,6 +123,18 @@ def test_a_task_that_does_not_sample_leaves_the_temperature_to_the_sampler() -> 
     assert greedy == ["ab\nQ:ac"]
 
 
+def test_a_task_that_samples_at_no_temperature_samples_at_1() -> None:
+    asks = [
+        generation(do_sample=True, **said) for said in ({}, {"temperature": 1.0}, {"top_p": 1.0})
+    ]
+    drawn, at_1, of_all = (
+        toy_lm(PositionDenoiser(STORY, sharpness=0.5), eos=[]).generate_until([ask])[0]
+        for ask in asks
+    )
+    greedy = toy_lm(PositionDenoiser(STORY, sharpness=0.5), eos=[]).generate_until([generation()])
+    assert drawn == at_1 == of_all != greedy[0]
+
+
 def test_prompts_stand_between_the_tokenizers_special_tokens(tmp_path: Path) -> None:
     folder = save_tiny_bert(tmp_path)
     lm = BoeLM(pretrained=str(folder), sampler="confidence", device="cpu")
@@ -171,6 +183,7 @@ def test_what_stands_before_every_text_is_not_cut_off(monkeypatch: pytest.Monkey
     [
         ({"num_beams": 4}, "'num_beams' is not supported; supported are until"),
         ({"do_sample": True, "temperature": 1.0, "top_k": 5}, "top_k is not supported"),
+        ({"do_sample": "false"}, "do_sample must be true or false, got 'false'"),
         ({"max_gen_toks": -1}, "max_gen_toks must be at least 1, got -1"),
     ],
 )

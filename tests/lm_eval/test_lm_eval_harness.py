@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 from lm_eval import simple_evaluate
+from lm_eval.api.model import CacheHook
 from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import save_tiny_bert
 from toy_lm import PositionDenoiser, generation, toy_lm
 
 from boe import TokensPerStep, generate
@@ -67,7 +70,7 @@ def test_results_hold_settings_and_mean_costs(sudoku_model: Any, tmp_path: Path)
     config = evaluate(lm, "boe_sudoku4")["config"]
     assert config["boe"]["sampler"] == "boe"
     means = config["boe_costs"]["boe_sudoku4"]
-    records = read_costs(tmp_path, lm.settings.fingerprint)
+    records = read_costs(tmp_path, lm.fingerprint)
     assert means["requests"] == len(records) == LIMIT
     assert {record.doc for record in records} == set(range(LIMIT))
     assert means["nfe_forward"] == 4.0
@@ -96,7 +99,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_ended(
     rest = evaluate(lm("cut"), "boe_sudoku4", use_cache=str(tmp_path / "cache"))
     assert sum(counted) == LIMIT - 6
     assert rest["results"] == whole["results"]
-    records = read_costs(tmp_path / "cut", cut.settings.fingerprint)
+    records = read_costs(tmp_path / "cut", cut.fingerprint)
     assert sorted(record.doc for record in records) == list(range(LIMIT))
     counted.clear()
     again = evaluate(lm("cut"), "boe_sudoku4", use_cache=str(tmp_path / "cache"))
@@ -123,6 +126,21 @@ def test_a_cache_of_other_settings_is_refused(sudoku_model: Any, tmp_path: Path)
     evaluate(BoeLM(loaded=sudoku_model, sampler="margin", batch_size=2), "boe_sudoku4", **cache)
     with pytest.raises(ValueError, match="answers were made with other model_args"):
         evaluate(BoeLM(loaded=sudoku_model, sampler="entropy"), "boe_sudoku4", **cache)
+
+
+def test_a_cache_of_other_weights_is_refused(tmp_path: Path) -> None:
+    model = save_tiny_bert(tmp_path / "model")
+    lms = [BoeLM(pretrained=str(model), sampler="confidence", device="cpu") for _ in range(2)]
+    weights = load_file(model / "model.safetensors")
+    save_file({name: -value for name, value in weights.items()}, model / "model.safetensors")
+    other = BoeLM(pretrained=str(model), sampler="confidence", device="cpu")
+    assert lms[0].fingerprint == lms[1].fingerprint != other.fingerprint
+    cache = CacheHook(None)
+    cache.dbdict = {}
+    lms[0].set_cache_hook(cache)
+    lms[1].set_cache_hook(cache)
+    with pytest.raises(ValueError, match="made with other model_args, or by another model"):
+        other.set_cache_hook(cache)
 
 
 def test_repetitions_with_a_cache_must_be_samples(sudoku_model: Any, tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from boe import BoE, FrontLoaded, TokensPerStep
 from boe.lm_eval.settings import EvaluationSettings
+from boe.samplers import BackgroundFrequencies
 
 settings = EvaluationSettings.from_arguments
 
@@ -38,18 +42,24 @@ def test_whole_numbers_do_for_real_ones_and_texts_for_batch_sizes() -> None:
     assert (chosen.cfg, chosen.temperature, chosen.batch_size) == (1.0, 0.0, 4)
 
 
-def test_the_fingerprint_changes_with_what_decides_answers_only(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_identity_changes_with_what_decides_answers_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     one = settings(pretrained="m")
-    assert settings(pretrained="m", batch_size=8, costs="x", device="cpu").fingerprint == (
-        one.fingerprint
+    assert settings(pretrained="m", batch_size=8, costs="x", device="cpu").identity == (
+        one.identity
     )
     for other in ({"sampler": "margin"}, {"seed": 1}, {"early_stop": False}, {"pretrained": "n"}):
-        assert settings(**{"pretrained": "m", **other}).fingerprint != one.fingerprint
-    now = one.fingerprint
+        assert settings(**{"pretrained": "m", **other}).identity != one.identity
+    frequencies = tmp_path / "frequencies.json"
+    BackgroundFrequencies(torch.tensor([1, 2])).save(frequencies)
+    named = settings(pretrained="m", sampler=f"pc:frequencies={frequencies}")
+    of_these = named.identity
+    BackgroundFrequencies(torch.tensor([2, 1])).save(frequencies)
+    assert named.identity != of_these
+    now = one.identity
     monkeypatch.setattr("boe.__version__", "another")
-    assert one.fingerprint != now
+    assert one.identity != now
 
 
 @pytest.mark.parametrize(
