@@ -50,6 +50,21 @@ def check_numbers(options: Any) -> None:
             check_number(field.name, value)
 
 
+def refuse_unused(options: Any, names: Iterable[str], why: str) -> None:
+    """The fields ``names`` of a dataclass, which nothing would read, are at their defaults.
+
+    Args:
+        why: what they need, and what is there instead: the rest of the message.
+
+    Raises:
+        ValueError: a field is not; the message names it.
+    """
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in names and value != field.default:
+            raise ValueError(f"{field.name}={value!r} has no effect: it needs {why}")
+
+
 def token_ids(name: str, ids: Iterable[Any], vocab_size: int) -> tuple[int, ...]:
     """Token ids as Python's integers, from any sequence or tensor of them.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boe.decoding.records import Item
-from boe.samplers.budgets import Budget
+from boe.samplers.budgets import Budget, plan_of
 from boe.samplers.memory import RowMemory
 from boe.samplers.pacing import Deadline
 from boe.samplers.step import Clock, Ready
@@ -234,7 +234,7 @@ def blocks_of(
             stretches[stretch] = stretches.get(stretch, 0) + 1
     blocks = []
     for (start, end), masks in stretches.items():
-        planned = budget.plan(masks, len(stretches))
+        planned = plan_of(budget, masks, len(stretches))
         plan = strategy.plan(planned)
         blocks.append(
             Block(

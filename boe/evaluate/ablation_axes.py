@@ -167,13 +167,28 @@ def custom_axis(name: str, values: Sequence[str]) -> Axis:
             # A deadline says nothing without a count.
             changes["none"]["deadline"] = None
         return Axis(name, name, changes)
-    # A configuration that every single value goes with: whether it goes with the base is for
-    # variants_of to find out.
-    tolerant = "boe:preset=paper" if name == "active" else "boe:preset=paper,active=all"
-    changes = {}
-    for value in values:
-        changes[value] = {name: getattr(sampler_from(f"{tolerant},{name}={value}"), name)}
-    return Axis(name, name, changes)
+    return Axis(name, name, {value: {name: _value(name, value)} for value in values})
+
+
+# Whether a value goes with the base is for variants_of to find out: any that is one goes with
+# one of these, first of all the one that most go with.
+_TOLERANT = (
+    *("boe:preset=paper,active=all", "boe:preset=paper"),
+    *("boe:active=bridges", "boe:every=2", "boe:lookahead=2"),
+)
+
+
+def _value(name: str, value: str) -> Any:
+    """The value of an option of BoE that a text stands for."""
+    errors: list[ValueError] = []
+    for tolerant in _TOLERANT:
+        if f"{name}=" in tolerant:
+            continue
+        try:
+            return getattr(sampler_from(f"{tolerant},{name}={value}"), name)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _part(name: str, value: str) -> Any:

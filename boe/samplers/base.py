@@ -43,6 +43,7 @@ __all__ = [
     "Scores",
     "Step",
     "StepCost",
+    "check_move",
     "choose",
     "ranked_order",
     "share_of",
@@ -242,6 +243,7 @@ def choose(
         number = ready.sum(dim=1) + fill
     if count is not None:
         extended = count.extend(step, values, among, number)
+        _check_numbers(extended, count, number)
         number = torch.where(ranked, extended, number)
     scored = ranked if scores.scored is None else ranked & scores.scored
     scores = replace(scores, values=values, scored=scored)
@@ -267,6 +269,41 @@ def _checked(scores: Scores, sampler: Sampler, step: Step, ranked: Tensor) -> Sc
     if bool((wrong & ~step.stats.entropy.isnan()).any()):
         raise ValueError(f"{name} returned NaN for a position that may be revealed")
     return scores
+
+
+def _check_numbers(numbers: Tensor, count: Count, like: Tensor) -> None:
+    """Raises unless what a count answered, which may be anybody's own, is a number per row."""
+    if not isinstance(numbers, Tensor) or numbers.dtype != like.dtype:
+        got = numbers.dtype if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise TypeError(f"{type(count).__name__}.extend must return an int64 tensor, got {got}")
+    if numbers.shape != like.shape:
+        raise ValueError(
+            f"{type(count).__name__}.extend must return a tensor of shape (B,) = "
+            f"{tuple(like.shape)}, got {tuple(numbers.shape)}"
+        )
+
+
+def check_move(move: Move, policy: Policy, step: Step) -> None:
+    """Raises unless a policy, which may be anybody's own, answered with what a move is.
+
+    Raises:
+        TypeError: it is none. ValueError: a tensor of another dtype or shape.
+    """
+    name = f"{type(policy).__name__}.move"
+    if not isinstance(move, Move):
+        raise TypeError(f"{name} must return a Move, got {type(move).__name__}")
+    wanted = {
+        "reveal": (move.reveal, torch.bool, step.eligible),
+        "tokens": (move.tokens, torch.int64, step.eligible),
+    }
+    if move.remask is not None:
+        wanted["remask"] = (move.remask, torch.bool, step.observed)
+    for part, (tensor, dtype, like) in wanted.items():
+        if tensor.dtype != dtype or tensor.shape != like.shape:
+            raise ValueError(
+                f"{name} must return {part} of dtype {dtype} and shape {tuple(like.shape)}, "
+                f"got {tensor.dtype} and {tuple(tensor.shape)}"
+            )
 
 
 def _taken_back(step: Step, remask: Remask) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from boe.arguments import check_numbers
+from boe.arguments import check_numbers, refuse_unused
 from boe.denoisers.base import CONTEXTS, ENGINES
 from boe.samplers.candidates import check_candidates
 from boe.samplers.quadrature import POINT, QUADRATURES
@@ -96,8 +96,17 @@ def _refuse_contradictions(config: BoE) -> None:
             )
     if config.lookahead:
         _refuse_lookahead(config)
-    elif config.close is not None:
-        raise ValueError(f"close={config.close} needs lookahead, got lookahead=0")
+    else:
+        refuse_unused(config, ("close", "lookahead_tokens"), "lookahead, got lookahead=0")
+    if not config.penalty:
+        refuse_unused(config, ("floor", "penalty_anneal"), "penalty > 0, got penalty=0")
+    elif not config.floor:
+        refuse_unused(config, ("penalty",), "floor > 0 (h_max, in nats), got floor=0")
+    if config.active != "bridges":
+        given = f"active='bridges', got active={config.active!r}"
+        refuse_unused(config, ("bridges", "bridge_rule"), given)
+    if config.every == 1:
+        refuse_unused(config, ("between",), "every > 1, got every=1")
     if config.guidance_gradient == "combined":
         if config.engine != "replay":
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -18,6 +19,23 @@ class Budget(ABC):
 
         The numbers are positive and add up to ``masks``.
         """
+
+
+def plan_of(budget: Budget, masks: int, blocks: int) -> tuple[int, ...]:
+    """What ``budget``, which may be anybody's own, plans for a block.
+
+    Raises:
+        TypeError, ValueError: it is no plan; the message names the budget.
+    """
+    name, planned = type(budget).__name__, budget.plan(masks, blocks)
+    given = f"{name}.plan(masks={masks}, blocks={blocks}) must return"
+    try:
+        counts = tuple(operator.index(count) for count in planned)
+    except TypeError:
+        raise TypeError(f"{given} whole numbers, got {planned!r}") from None
+    if sum(counts) != masks or min(counts, default=1) < 1:
+        raise ValueError(f"{given} positive numbers that add up to {masks}, got {planned!r}")
+    return counts
 
 
 @dataclass(frozen=True)

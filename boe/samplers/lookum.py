@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from boe.arguments import check_numbers
+from boe.arguments import check_numbers, refuse_unused
 from boe.samplers.base import Move, Policy, Ready, Scores, Step, StepCost, top_positions
 
 VERIFIERS = ("entropy", "confidence")
@@ -84,6 +84,11 @@ class LookUM(Policy):
                 raise ValueError(f"{field} must be finite and not negative, got {value}")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise ValueError(f"threshold must be finite, got {self.threshold}")
+        if self.threshold is not None:
+            refuse_unused(self, ("pool",), f"threshold=None, got threshold={self.threshold}")
+        if self.paths == 1:
+            of_choice = ("verifier", "span", "path_temperature", "reuse")
+            refuse_unused(self, of_choice, "paths > 1, got paths=1")
 
     def move(self, step: Step) -> Move:
         certainty = self._certainty(step)

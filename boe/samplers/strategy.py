@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from boe.denoisers.base import Keep
 from boe.samplers.ancestral import Ancestral
 from boe.samplers.backtracking import Backtrack
-from boe.samplers.base import Clock, Count, Move, Policy, Remask, Sampler, Step, choose
+from boe.samplers.base import Clock, Count, Move, Policy, Remask, Sampler, Step, check_move, choose
 from boe.samplers.caching import KVCache, cache_named
 from boe.samplers.late_options import repr_of
 from boe.samplers.pacing import Deadline
@@ -221,6 +221,7 @@ class Strategy:
     def move(self, step: Step) -> Move:
         """What a step reveals, writes and takes back."""
         move = self._chosen(step)
+        check_move(move, self.which, step)
         return move if self.verifier is None else self.verifier.allow(step, move)
 
     def _chosen(self, step: Step) -> Move:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,6 +25,8 @@ from boe import (
 )
 from boe.canvas import Canvas
 from boe.samplers import Deadline, Entropy, Move, OverlapBound, Policy, Sampler, Scores, Step
+from boe.samplers.base import Count
+from boe.samplers.budgets import Budget
 
 CONFIDENCES = [0.9, 0.3, 0.8, 0.4, 0.7, 0.5, 0.6, 0.35, 0.85, 0.45]
 
@@ -509,6 +511,101 @@ def test_options_of_another_type_are_refused_by_name(options: dict, message: str
 def test_ids_may_come_as_a_tensor() -> None:
     (written,) = generate(fake(), blank(3), "confidence", suppress=torch.tensor([2, 3])).sequences
     assert not set(written.tolist()) & {2, 3}
+
+
+class _AnyPlan(Budget):
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def plan(self, masks: int, blocks: int = 1) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((1, 1), ValueError),
+        ((4,), ValueError),
+        ((-1, 4), ValueError),
+        ((), ValueError),
+        ((0, 3), ValueError),
+        ((1.5, 1.5), TypeError),
+        (None, TypeError),
+    ],
+)
+def test_a_plan_that_is_none_is_refused_by_its_budgets_name(answer: Any, error: type) -> None:
+    with pytest.raises(error, match=r"_AnyPlan\.plan\(masks=3, blocks=1\) must return .*, got "):
+        generate(fake(), blank(3), "confidence", budget=_AnyPlan(answer))
+    assert generate(fake(), blank(3), "confidence", budget=_AnyPlan([1, 2])).total.steps == 2
+
+
+class _AnyNumber(Count):
+    name = "any-number"
+    home = "confidence"
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def extend(self, step: Step, values: Tensor, among: Tensor, least: Tensor) -> Tensor:
+        return self.answer(least)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (lambda least: None, TypeError, "int64 tensor, got NoneType"),
+        (lambda least: least + 0.5, TypeError, "int64 tensor, got torch.float32"),
+        (lambda least: least[:0], ValueError, r"of shape \(B,\) = \(1,\), got \(0,\)"),
+    ],
+)
+def test_a_count_that_answers_no_numbers_is_refused_by_name(answer, error, message) -> None:
+    with pytest.raises(error, match=rf"_AnyNumber\.extend must return .*{message}"):
+        generate(fake(), blank(3), Strategy(Confidence(), count=_AnyNumber(answer)))
+
+
+class _AnyMove(Policy):
+    name = "any-move"
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def move(self, step: Step) -> Move:
+        return self.answer(step)
+
+
+def _move(step: Step, **changes: Any) -> Move:
+    return replace(Move(step.eligible, step.proposal, Scores(step.stats.top1)), **changes)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (lambda step: step.eligible, TypeError, "must return a Move, got Tensor"),
+        (
+            lambda step: _move(step, reveal=step.eligible.long()),
+            ValueError,
+            r"must return reveal of dtype torch\.bool and shape \(1, 3\), got torch\.int64",
+        ),
+        (
+            lambda step: _move(step, tokens=step.proposal[:, :1]),
+            ValueError,
+            r"must return tokens of dtype torch\.int64 .* got torch\.int64 and \(1, 1\)",
+        ),
+        (
+            lambda step: _move(step, tokens=step.proposal + 1000),
+            ValueError,
+            r"must write ids in \[0, \d+\), got others for sequence 0",
+        ),
+        (
+            lambda step: _move(step, tokens=torch.full_like(step.proposal, -1)),
+            ValueError,
+            r"must write ids in \[0, \d+\), got others for sequence 0",
+        ),
+    ],
+)
+def test_a_move_that_is_none_is_refused_by_its_policys_name(answer, error, message) -> None:
+    with pytest.raises(error, match=rf"_AnyMove\.move {message}"):
+        generate(fake(), blank(3), _AnyMove(answer))
 
 
 def test_what_is_no_denoiser_is_refused_by_name() -> None:

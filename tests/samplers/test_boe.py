@@ -461,6 +461,24 @@ def test_contradictory_or_impossible_options_are_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"penalty": 0.2}, r"penalty=0\.2 has no effect: it needs floor > 0"),
+        ({"floor": 0.3}, r"floor=0\.3 has no effect: it needs penalty > 0, got penalty=0"),
+        ({"penalty_anneal": True}, "penalty_anneal=True has no effect: it needs penalty > 0"),
+        ({"bridges": 0.5}, r"bridges=0\.5 has no effect: it needs active='bridges', got active="),
+        ({"bridge_rule": "random"}, "bridge_rule='random' has no effect: it needs active='brid"),
+        ({"between": "confidence"}, "between='confidence' has no effect: it needs every > 1"),
+        ({"close": 0.1}, r"close=0\.1 has no effect: it needs lookahead, got lookahead=0"),
+        ({"lookahead_tokens": 3}, "lookahead_tokens=3 has no effect: it needs lookahead"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BoE(**options)
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [("alpha", "0.5"), ("sure", "0.9"), ("tolerance", True), ("every", 2.0), ("top_k", "4")],
 )

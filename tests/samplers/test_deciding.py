@@ -137,7 +137,7 @@ def test_certainty_weighs_in_the_estimates_but_not_in_what_was_tried_out() -> No
         ("boe:lookahead=1", "lookahead must be 0 or at least 2"),
         ("boe:lookahead=-2", "lookahead must be 0 or at least 2"),
         ("boe:lookahead_tokens=0", "lookahead_tokens must be at least 1, got 0"),
-        ("boe:close=0.1", r"close=0\.1 needs lookahead, got lookahead=0"),
+        ("boe:close=0.1", r"close=0\.1 has no effect: it needs lookahead, got lookahead=0"),
         ("boe:lookahead=2,close=-1", r"close must be finite and not negative, got -1\.0"),
         ("boe:lookahead=2,gate=paper", "lookahead=2 compares falls of entropy in nats"),
         ("boe:lookahead=2,penalty=1", "lookahead=2 compares falls of entropy in nats"),

@@ -180,6 +180,9 @@ def test_the_span_of_all_generated_positions_counts_written_ones_too() -> None:
         ("lookum:certainty=other", "certainty must be one of confidence, margin, entropy"),
         ("lookum:path_temperature=-1", "path_temperature must be finite and not negative"),
         ("lookum:threshold=nan", "threshold must be finite, got nan"),
+        ("lookum:threshold=0.9,pool=7", "pool=7 has no effect: it needs threshold=None"),
+        ("lookum:paths=1,verifier=confidence", "verifier='confidence' has no effect: it needs pa"),
+        ("lookum:paths=1,path_temperature=1", "path_temperature=1.0 has no effect: it needs pat"),
         ("lookum+eb", "count='eb' needs a policy that ranks positions; lookum decides itself"),
     ],
 )

@@ -47,10 +47,13 @@ from boe.samplers import (
         ),
         ("boe:tolerance=none,max_probes=7", BoE(tolerance=None, max_probes=7)),
         ("boe:tolerance=0.2,top_k=none", BoE(tolerance=0.2)),
-        ("boe:penalty_anneal=true", BoE(penalty_anneal=True)),
+        (
+            "boe:penalty=0.1,floor=1,penalty_anneal=true",
+            BoE(penalty=0.1, floor=1.0, penalty_anneal=True),
+        ),
         ("boe:penalty_anneal=False", BoE(penalty_anneal=False)),
         ("boe:engine=late,context=full", BoE(engine="late", context="full")),
-        ("boe:penalty=1e+3", BoE(penalty=1000.0)),
+        ("boe:penalty=1e+3,floor=1", BoE(penalty=1000.0, floor=1.0)),
         ("mdlm:steps=none", Ancestral()),
         ("lookum:threshold=0.8", LookUM(threshold=0.8)),
     ],
@@ -96,7 +99,10 @@ def test_further_parts_decide_how_many_what_is_taken_back_and_what_is_written(
     [
         (BoE(), "boe"),
         (BoE(alpha=0.0, tolerance=None), "boe:tolerance=none,alpha=0.0"),
-        (BoE(penalty_anneal=True), "boe:penalty_anneal=true"),
+        (
+            BoE(penalty=0.1, floor=1.0, penalty_anneal=True),
+            "boe:penalty=0.1,floor=1.0,penalty_anneal=true",
+        ),
         (Strategy(Entropy(), count=EntropyBound()), "entropy+eb"),
         (Strategy(Ancestral(steps=9)), "mdlm:steps=9"),
         (
