@@ -11,7 +11,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boe import attention
+    from boe import (
+        attention,
+    )
+    from boe import (
+        decoding as decoding,
+    )
+    from boe import (
+        defaults as defaults,
+    )
+    from boe import (
+        denoisers as denoisers,
+    )
+    from boe import (
+        evaluate as evaluate,
+    )
+    from boe import (
+        samplers as samplers,
+    )
+    from boe import (
+        scaling as scaling,
+    )
+    from boe import (
+        tasks as tasks,
+    )
+    from boe import (
+        text as text,
+    )
     from boe.canvas import Canvas
     from boe.decoding import Account, Generation, Item, generate
     from boe.denoisers import Denoiser, DiTDenoiser, InterceptedDenoiser, UnsupportedModel
@@ -39,8 +65,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Loaded when first used: importing torch takes a second that `boe --help` need not pay.
+_MODULES = (
+    *("attention", "decoding", "defaults", "denoisers", "evaluate", "samplers", "scaling"),
+    *("tasks", "text"),
+)
 _HOMES = {
-    "attention": "boe.attention",
     "Canvas": "boe.canvas",
     **dict.fromkeys(("Account", "Generation", "Item", "generate"), "boe.decoding"),
     **dict.fromkeys(("Denoiser", "UnsupportedModel"), "boe.denoisers"),
@@ -109,11 +138,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"boe.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'boe' has no attribute {name!r}")
-    home = import_module(_HOMES[name])
-    return home if name == "attention" else getattr(home, name)
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

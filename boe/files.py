@@ -55,16 +55,18 @@ def partial_path(path: Path) -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write ``text`` whole or not at all; to a device or a pipe, whose place no file can take,
     as it comes."""
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    partial = partial_path(path)
+    is_file = path.is_file() or not path.exists()
+    target = partial_path(path) if is_file else path
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except BaseException:
+        target.write_text(text, encoding="utf-8")
+        if is_file:
+            target.replace(path)
+    except BaseException as error:
         # Where the disk is full, what could be written would keep it so.
-        partial.unlink(missing_ok=True)
+        if is_file:
+            target.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 

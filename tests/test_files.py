@@ -23,7 +23,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_no_other(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         write_whole(path, "newer")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["result.json"]

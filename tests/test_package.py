@@ -45,6 +45,22 @@ def test_every_public_name_can_be_reached_and_is_listed(name: str) -> None:
     assert name in dir(boe)
 
 
+def test_the_modules_that_the_docs_speak_of_come_with_boe() -> None:
+    program = (
+        "import boe\n"
+        "print(boe.samplers.Count.__name__, boe.tasks.TASKS['sums'].name, boe.defaults.SAMPLER)\n"
+        "print(*(getattr(boe, name).__name__ for name in boe._MODULES if name in dir(boe)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    first, second = ran.stdout.splitlines()
+    assert first == f"Count sums {boe.defaults.SAMPLER}"
+    assert second.split() == [f"boe.{name}" for name in boe._MODULES]
+    with pytest.raises(AttributeError, match="module 'boe' has no attribute 'sampler'"):
+        boe.sampler  # noqa: B018
+
+
 @pytest.mark.parametrize("name", boe.denoisers.__all__)
 def test_every_public_name_of_the_denoisers_can_be_reached_and_is_listed(name: str) -> None:
     assert getattr(boe.denoisers, name) is not None

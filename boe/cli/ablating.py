@@ -12,6 +12,7 @@ from boe.cli.output import (
     check_json_path,
     console_for,
     emit_json,
+    show_table,
     silence_transformers,
 )
 from boe.cli.plans import AblatePlan
@@ -127,4 +128,4 @@ def _show_setting(console: Console, title: str, rows: list[AblationRow]) -> None
             f"{row.summary.flop_equiv:.1f}",
             f"{row.summary.seconds:.3f}",
         )
-    console.print(table)
+    show_table(console, table)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from boe import defaults
-from boe.cli.output import check_json_path, console_for, emit_json
+from boe.cli.output import check_json_path, console_for, emit_json, show_table
 from boe.cli.running import RECORDS, StudyRunner, run_visibly, task_named
 from boe.evaluate.comparison import Comparison, analyse, check_references
 from boe.evaluate.equal_cost import Level
@@ -115,7 +115,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
             f"{summary.seconds:.3f}",
             style="bold" if summary.accuracy == best[summary.setting] else "",
         )
-    console.print(table)
+    show_table(console, table)
     _show_text(console, comparison)
     _show_pairs(console, comparison)
     _show_equal_cost(console, comparison)
@@ -161,7 +161,7 @@ def _show_text(console: Console, comparison: Comparison) -> None:
     common = "".join(f", {said}" for said in _common(comparison))
     for row in content.rows:
         table.add_row(*(row[place].strip("`").removesuffix(common) for place in kept))
-    console.print(table)
+    show_table(console, table)
 
 
 def _show_pairs(console: Console, comparison: Comparison) -> None:
@@ -197,7 +197,7 @@ def _show_pairs(console: Console, comparison: Comparison) -> None:
             points(gain),
             p_text(pair.p_value),
         )
-    console.print(table)
+    show_table(console, table)
 
 
 def _is_ours(sampler: str) -> bool:
@@ -235,4 +235,4 @@ def _show_levels(console: Console, levels: Sequence[Level]) -> None:
                 text += f" ({points(reading.difference)}{'!' if low > 0 or high < 0 else ''})"
             cells.append(text)
         table.add_row(first.curve, *cells)
-    console.print(table)
+    show_table(console, table)

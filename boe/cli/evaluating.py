@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from boe.cli.ablating import run_ablation
 from boe.cli.comparing import run_comparison
 from boe.cli.judging_scores import run_fidelity
+from boe.cli.output import console_for
 from boe.cli.plans import AblatePlan, ComparePlan, FidelityPlan, read_plan
 from boe.cli.running import StudyRunner, run_visibly
 
@@ -36,7 +35,7 @@ def run_plans(
     for path, plan in zip(paths, plans, strict=True):
         if run_by is not run_visibly and isinstance(plan, FidelityPlan):
             raise ValueError(f"{path}: a plan of kind fidelity cannot be run in shards")
-    console = Console()
+    console = console_for()
     for path, plan in zip(paths, plans, strict=True):
         console.print(f"{path}", style="bold", soft_wrap=True)
         directory = path.parent if output is None else output

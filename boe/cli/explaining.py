@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from boe.cli.output import console_for, show_table
 from boe.samplers.specs import option_text, parts_by_kind
 
 _ATTRIBUTE = re.compile(r"    (\w+(?:, \w+)*): (.*)")
@@ -28,12 +28,12 @@ def run_samplers(name: str | None) -> None:
             table = Table(title=title, show_header=False, title_justify="left")
             for part, kind in parts.items():
                 table.add_row(part, _summary(kind))
-            Console().print(table)
+            show_table(console_for(), table)
         return
     known: dict[str, Any] = {part: kind for parts in kinds.values() for part, kind in parts.items()}
     if name not in known:
         raise ValueError(f"sampler must be one of {', '.join(known)}, got {name!r}")
-    Console().print(_text_of(known[name]).split("\nAttributes:")[0].strip(), soft_wrap=True)
+    console_for().print(_text_of(known[name]).split("\nAttributes:")[0].strip(), soft_wrap=True)
     described = dict(_described(known[name]))
     table = Table(title="options", title_justify="left")
     for column in ("option", "default", ""):
@@ -42,7 +42,7 @@ def run_samplers(name: str | None) -> None:
         default = "required" if field.default is MISSING else option_text(field.default)
         table.add_row(field.name, default, described.get(field.name, ""))
     if table.rows:
-        Console().print(table)
+        show_table(console_for(), table)
 
 
 def _text_of(kind: type) -> str:

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 import boe_kernels
-from boe.cli.output import check_json_path, console_for, emit_json
+from boe.cli.output import check_json_path, console_for, emit_json, show_table
 from boe.evaluate.environment import processor_name
 
 SCHEMA = "boe/info/1"
@@ -27,11 +27,11 @@ def run_info(json_path: Path | None) -> None:
     for name, value in {"python": content["python"], **content["packages"]}.items():
         table.add_row(name, value or "not installed")
     table.add_row("native kernels", content["native_kernels"])
-    console.print(table)
+    show_table(console, table)
     table = Table(title="devices", show_header=False)
     for device in content["devices"]:
         table.add_row(device["device"], device["name"])
-    console.print(table)
+    show_table(console, table)
     table = Table(title="paths of float32 data")
     table.add_column("op", no_wrap=True)
     for name in ("device", "path", "passed over"):
@@ -39,7 +39,7 @@ def run_info(json_path: Path | None) -> None:
     for row in content["paths"]:
         reasons = "\n".join(f"{path}: {why}" for path, why in row["rejected"].items())
         table.add_row(row["op"], row["device"], row["path"], reasons)
-    console.print(table)
+    show_table(console, table)
     emit_json(json_path, content)
 
 

@@ -14,6 +14,7 @@ from boe.cli.output import (
     console_for,
     emit_json,
     progress_on,
+    show_table,
     silence_transformers,
 )
 from boe.cli.plans import FidelityPlan
@@ -102,7 +103,7 @@ def _show(console: Console, result: ResultTable, title: str, caption: str) -> No
         table.add_column(name, justify="left" if place < result.labels else "right")
     for row in result.rows:
         table.add_row(*(cell.strip("`") for cell in row))
-    console.print(table)
+    show_table(console, table)
 
 
 def _open(plan: FidelityPlan) -> tuple[Denoiser, Callable[[float], Sequence[Tensor]]]:

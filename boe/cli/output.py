@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from boe.files import check_writable, format_json, write_json
 
+# More columns than any table has: a file or a pipe cuts nothing off.
+_UNCUT = 10_000
+_NARROW = 110
 
-def console_for(json_path: Path | None) -> Console:
-    """A console for people; silent when standard output is to hold JSON alone."""
-    return Console(stderr=True) if str(json_path) == "-" else Console()
+
+def console_for(json_path: Path | None = None) -> Console:
+    """A console for people: standard error where standard output is to hold JSON alone."""
+    console = Console(stderr=str(json_path) == "-")
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _UNCUT
+    return console
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Print a table; its cells stand closer where the console is narrow."""
+    if console.width < _NARROW:
+        table.padding = (0, 0)
+    console.print(table)
 
 
 def progress_on(console: Console, text: str = "{task.description}") -> Progress:

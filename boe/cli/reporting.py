@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from boe.cli.output import console_for
 from boe.evaluate.document import fill_document
 from boe.files import write_whole
 
@@ -17,7 +16,7 @@ def run_report(documents: Sequence[Path], check: bool, figures: bool) -> bool:
     Args:
         check: write nothing, only find out.
     """
-    console = Console()
+    console = console_for()
     for document in documents:
         if not document.is_file():
             raise FileNotFoundError(f"document {document} is not a file")

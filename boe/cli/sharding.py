@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from boe.evaluate.running import Run
 from boe.evaluate.study import Study
 from boe.scaling.answering import Replica
 from boe.scaling.engine import ReplicaExecutor, ShardTask, cluster_executor, executor_options
-from boe.scaling.job import GenerationJob, JobFolder, ModelSource
+from boe.scaling.job import GenerationJob, Job, JobFolder, ModelSource
 from boe.scaling.merging import Merged, first_failures, forget_failures, merge
 from boe.scaling.rank_group import RankGroup
 from boe.scaling.replicas import replica_count, run_replicas
@@ -109,15 +110,15 @@ def run_sharded_generation(
     folder = JobFolder(output.resolve())
     if sharding.executor == "local":
         require_device(model.device)
-    folder.open(job)
-    if sharding.retry_failed:
-        forget_failures(folder, job.shards)
-    if group is not None:
-        group.agree(folder)
-        replica = Replica(folder, group=group)
-    else:
-        replica = None
-    work_on(console, "generation", folder, job.shards, model.device, sharding, replica)
+    with _begun(folder, job, sharding):
+        if sharding.retry_failed:
+            forget_failures(folder, job.shards)
+        if group is not None:
+            group.agree(folder)
+            replica = Replica(folder, group=group)
+        else:
+            replica = None
+        work_on(console, "generation", folder, job.shards, model.device, sharding, replica)
     merged = merge(folder)
     _show(console, folder, merged)
     emit_json(json_path, merged.as_json())
@@ -144,9 +145,26 @@ def run_study_in_shards(
         raise ValueError("shards need an output directory")
     folder = JobFolder((records.parent / "sharded").resolve())
     job = StudyJob(study, shards)
-    folder.open(job)
-    work_on(console, "study", folder, shards, "cpu", sharding)
+    with _begun(folder, job, sharding):
+        work_on(console, "study", folder, shards, "cpu", sharding)
     return gather(folder, task)
+
+
+@contextmanager
+def _begun(folder: JobFolder, job: Job, sharding: Sharding) -> Iterator[None]:
+    """``job`` begun in ``folder``, or found begun there.
+
+    One that this host alone has begun and that ends before anything is stored, as for an option
+    that does not fit the model, leaves the folder to any other.
+    """
+    began = folder.open(job)
+    try:
+        yield
+    except BaseException:
+        alone = sharding.executor == "local" and sharding.place[1] == 1
+        if began and alone and folder.untouched:
+            folder.job.unlink()
+        raise
 
 
 def work_on(
@@ -209,19 +227,26 @@ def _run_here(
         def show_markers() -> None:
             progress.update(bar, completed=sum(folder.marker(s).exists() for s in shards))
 
-        where = (folder.path, folder.workers)
+        number, hosts = sharding.place
+        logs = folder.workers if hosts == 1 else folder.workers / f"node-{number}"
+        logs.mkdir(exist_ok=True)
         try:
             ended = run_replicas(
-                kind, *where, shards, count, device, sharding.threads, show_markers
+                kind, folder.path, logs, shards, count, device, sharding.threads, show_markers
             )
         except (KeyboardInterrupt, SystemExit):
             console.print("stopped: what is done is kept, and the same command goes on from there")
             raise
     if ended:
         left = [shard for shard in shards if not folder.marker(shard).exists()]
+        kept = (
+            "no prompt was tried"
+            if folder.untouched
+            else "what they have is kept, and the same command goes on from there"
+        )
         raise RuntimeError(
-            f"{'; '.join(one.reason for one in ended)}. Shards {_listed(left)} "
-            "are unfinished; what they have is kept, and the same command goes on from there"
+            f"{'; '.join(one.reason for one in ended)}. Shards {_listed(left)} are unfinished; "
+            f"{kept}"
         )
 
 

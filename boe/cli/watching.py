@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from boe import defaults
-from boe.cli.output import silence_transformers
+from boe.cli.output import console_for, silence_transformers
 from boe.cli.running import task_named
 from boe.decoding import Item, StepRecord, TokensPerStep, generate
 from boe.evaluate.player.page import write_page
@@ -61,7 +61,7 @@ def run_watch(plan: WatchPlan, html: Path | None) -> None:
     if html is not None:
         check_writable(html)
     silence_transformers()
-    console = Console()
+    console = console_for()
     with console.status("decoding"):
         scenes = _task_scenes(plan) if plan.task is not None else [_model_scene(plan)]
     if html is not None:
@@ -192,7 +192,7 @@ def show_demo_trajectory(difficulty: str, seed: int) -> None:
 
     If that goes wrong, also what becomes of it when wrong guesses are taken back.
     """
-    console = Console()
+    console = console_for()
     task = SudokuTask(difficulty)
     clues = task.items(1, seed)[0].data
     item = decode_puzzle(clues, "boe", 1, 0.0, seed)

@@ -249,6 +249,8 @@ def prepare(
     check_cache(cache, facts, strategy.keep)
     check_proofreading(strategy.proofread, denoiser)
     suppress = token_ids("suppress", suppress, facts.vocab_size)
+    if len({*suppress, facts.mask_id}) == facts.vocab_size:
+        raise ValueError(f"suppress leaves none of the {facts.vocab_size} ids to be written")
     delay = token_ids("delay", delay, facts.vocab_size)
     if delay and not isinstance(strategy.which, Sampler):
         raise ValueError(

@@ -106,7 +106,9 @@ class RecordStore:
                 if not isinstance(line, dict) or line.get("schema") != SCHEMA:
                     raise ValueError(f"{path} is not a file of results ({SCHEMA})")
                 continue
-            if line.get("cell") not in self._of and "of" not in line:
+            if not _is_record(line):
+                raise ValueError(f"{path}, line {number}: is no record, got {text[:60].decode()}")
+            if line["cell"] not in self._of and "of" not in line:
                 raise ValueError(f"{path}, line {number}: nothing says what its cell is")
             self._take(line)
 
@@ -117,6 +119,13 @@ class RecordStore:
             return
         result = {name: value for name, value in line.items() if name != "cell"}
         self._results.setdefault(cell, {})[result["item"]] = result
+
+
+def _is_record(line: Any) -> bool:
+    """Whether a line is of the form that :meth:`RecordStore.append` gives it."""
+    if not isinstance(line, dict) or not isinstance(line.get("cell"), str):
+        return False
+    return isinstance(line.get("of"), dict) if "of" in line else type(line.get("item")) is int
 
 
 def digest_of(of: Mapping[str, Any]) -> str:

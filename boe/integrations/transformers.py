@@ -215,9 +215,12 @@ def _refuse(
     ):
         for each in given:
             if type(each).__name__ not in known:
+                kind = type(each).__name__
+                # It is transformers' own default, so that nobody may have asked for it.
+                how = " (top_k=0)" if kind == "TopKLogitsWarper" else ""
                 raise ValueError(
-                    f"boe_generate does not support the {what} {type(each).__name__}; unset the "
-                    "option that asks for it (top_k=0 for TopKLogitsWarper)"
+                    f"boe_generate does not support the {what} {kind}; unset the option that asks "
+                    f"for it{how}"
                 )
     if config.num_beams != 1:
         raise ValueError(f"boe_generate has no beams, got num_beams={config.num_beams}")

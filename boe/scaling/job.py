@@ -200,8 +200,14 @@ class JobFolder:
         """datatrove's completion marker of a shard."""
         return self.engine / "completions" / f"{shard:05d}"
 
-    def open(self, job: Job) -> None:
-        """Begin ``job`` here, or find it begun.
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing of the job has been stored yet."""
+        folders = (self.progress(0).parent, self.shard(0).parent)
+        return not any(path for folder in folders for path in folder.iterdir())
+
+    def open(self, job: Job) -> bool:
+        """Begin ``job`` here, or find it begun; whether it is begun now.
 
         Raises:
             ValueError: another job is here; the message names what differs.
@@ -213,7 +219,7 @@ class JobFolder:
         new = json.loads(json.dumps(job.as_json()))
         if not self.job.exists():
             write_json(self.job, new)
-            return
+            return True
         old = json.loads(self.job.read_text())
         differing = [name for name in _leaves(new) if _leaves(new)[name] != _leaves(old).get(name)]
         if differing:
@@ -222,6 +228,7 @@ class JobFolder:
                 for name in differing
             )
             raise ValueError(f"{self.path} holds another job: {shown}; give a new output")
+        return False
 
     def content(self) -> dict[str, Any]:
         """The job here, of whatever kind, as its ``as_json`` gave it.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST = 2**31 - 1
 FIELDS = ("id", "prompt", "messages", "length", "meta")
 
 
@@ -68,7 +69,7 @@ def read_prompts(path: Path) -> list[Prompt]:
             if not text.strip():
                 continue
             try:
-                content = json.loads(text)
+                content = json.loads(text, parse_constant=_no_json)
                 if _SURROGATE.search(json.dumps(content, ensure_ascii=False)):
                     raise ValueError("holds half of a surrogate pair, which is no character")
                 prompt = _prompt(content, number)
@@ -76,6 +77,8 @@ def read_prompts(path: Path) -> list[Prompt]:
                     raise ValueError(f"id: {prompt.id!r} is that of line {seen[prompt.id]} too")
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
+            except RecursionError:
+                raise ValueError(f"{path}, line {number}: is nested too deep") from None
             seen[prompt.id] = number
             prompts.append(prompt)
     if not prompts:
@@ -87,6 +90,10 @@ def digest_of_file(path: Path) -> str:
     """A digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=10)).hexdigest()
+
+
+def _no_json(constant: str) -> Any:
+    raise ValueError(f"holds {constant}, which JSON has no number for")
 
 
 def _prompt(content: Any, line: int) -> Prompt:
@@ -109,8 +116,10 @@ def _prompt(content: Any, line: int) -> Prompt:
     if text is not None and not isinstance(text, str):
         raise ValueError(f"prompt: must be a text, got {_shown(text)}")
     length = content.get("length")
-    if length is not None and (type(length) is not int or length < 0):
-        raise ValueError(f"length: must be a whole number of at least 0, got {_shown(length)}")
+    if length is not None and (type(length) is not int or not 0 <= length <= _LONGEST):
+        raise ValueError(
+            f"length: must be a whole number from 0 to {_LONGEST}, got {_shown(length)}"
+        )
     spoken = None if messages is None else _messages(messages)
     return Prompt(name, line, text, spoken, length, content.get("meta"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from boe.cli.app import app
 from boe.cli.plans import AblatePlan, ComparePlan, FidelityPlan, plan_of, read_plan
 from boe.evaluate import Setting, Study
 from boe.samplers import strategy_from
-from boe.tasks import TASKS
+from boe.tasks import TASKS, Judgement
 
 BOE = "boe:tolerance=none,rho=0.5"
 PLANS = sorted((Path(__file__).parents[2] / "docs" / "evidence").glob("*/plan.toml"))
@@ -77,6 +78,25 @@ def test_compare_runs_all_combinations_of_settings_and_seeds(tmp_path: Path) -> 
     assert {r["seed"] for r in content["records"]} == {0, 5}
     assert content["study"]["split"] == "validation"
     assert {s["seeds"] for s in content["summary"]} == {2}
+
+
+def test_a_file_or_a_pipe_gets_the_whole_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    whole = run(*COMPARE)
+    assert f"│ {BOE} " in whole
+    assert re.search(r"\d\.\d{3} │$", whole, re.MULTILINE), "the last column"
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = run(*COMPARE)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert re.search(r"\d\.\d{3}│$", narrow, re.MULTILINE)
+
+
+def test_every_item_right_or_none_is_drawn_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for right in (True, False):
+        monkeypatch.setattr(FakeTask, "judge", lambda *_, right=right: Judgement(right, {}))
+        run(*COMPARE, "--output", tmp_path / str(right), "--items", 5)
 
 
 def test_the_reference_is_a_choice(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,10 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path.write_text("\n".join([*lines[:2], "{oops", lines[3]]) + "\n")
     with pytest.raises(ValueError, match=r"r\.jsonl, line 3"):
         RecordStore(path)
+    for other in ("5", "[]", '{"cell": "x"}', '{"cell": 1, "of": {}}', '{"of": {}}'):
+        path.write_text("\n".join([*lines[:2], other]) + "\n")
+        with pytest.raises(ValueError, match=rf"line 3: is no record, got {re.escape(other)}"):
+            RecordStore(path)
     path.write_text("\n".join([lines[0], lines[2]]) + "\n")
     with pytest.raises(ValueError, match="line 2: nothing says what its cell is"):
         RecordStore(path)

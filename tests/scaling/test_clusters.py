@@ -77,11 +77,14 @@ def test_hosts_share_the_shards_and_the_last_one_puts_them_together(
 ) -> None:
     def here(kind: str, folder: Path, logs: Path, shards: list[int], *rest: Any) -> list[Any]:
         done.append(list(shards))
+        assert logs.is_dir()
+        logged.append(logs.relative_to(output).as_posix())
         task = ShardTask(lambda path: Replica(JobFolder(path), loaded), folder)
         ReplicaExecutor(task, 5, JobFolder(folder).engine, shards).run()
         return []
 
     done: list[list[int]] = []
+    logged: list[str] = []
     monkeypatch.setattr(sharding, "run_replicas", here)
     prompts, output = write_prompts(tmp_path / "p.jsonl", 10), tmp_path / "out"
     command = ["generate", "--model", tiny_bert, "--input", prompts, "--output", output]
@@ -94,6 +97,7 @@ def test_hosts_share_the_shards_and_the_last_one_puts_them_together(
     assert "3 of 5 shards are unfinished (0, 2, 4)" in str(results[0].exception)
     assert [result.exit_code for result in results[1:]] == [0, 0]
     assert done == [[1, 3], [0, 2, 4]]
+    assert logged == ["workers/node-1", "workers/node-0"], "none overwrites another's"
     assert len((output / "answers.jsonl").read_text().splitlines()) == 10
 
 

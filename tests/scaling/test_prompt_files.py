@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def test_prompts_and_conversations_are_read_with_their_lines(tmp_path: Path) -> 
         ({"id": "b", "prompt": 3}, "prompt: must be a text, got 3"),
         ({"id": "b", "prompt": "x", "lenght": 3}, "lenght: unknown field.*did you mean length"),
         ({"id": "b", "prompt": "x", "answer": 3}, "answer: unknown field.*goes into meta"),
-        ({"id": "b", "prompt": "x", "length": -1}, "length: must be a whole number of at least 0"),
+        ({"id": "b", "prompt": "x", "length": -1}, "length: must be a whole number from 0 to"),
+        ({"id": "b", "prompt": "x", "length": 10**30}, "length: must be a whole number from 0 to"),
+        ({"id": "b", "prompt": "x", "meta": math.nan}, "holds NaN, which JSON has no number for"),
         ({"id": "b", "messages": []}, "messages: must be a list of at least one"),
         ({"id": "b", "messages": [{"role": "user"}]}, r"messages\[0\]: must be an object of role"),
         (
@@ -55,6 +58,13 @@ def test_a_line_that_does_not_fit_is_named_with_file_and_field(
 ) -> None:
     path = write_lines(tmp_path / "p.jsonl", [{"id": "a", "prompt": "x"}, line])
     with pytest.raises(ValueError, match=f"p.jsonl, line 2: {message}"):
+        read_prompts(path)
+
+
+def test_a_line_that_is_nested_too_deep_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "a", "prompt": "x", "meta": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(ValueError, match=r"p.jsonl, line 1: is nested too deep"):
         read_prompts(path)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prompt_files import write_prompts
 from typer.testing import CliRunner
 
 from boe.cli.app import app
@@ -51,3 +52,23 @@ def test_plans_of_another_kind_are_refused_before_any_is_run(tmp_path: Path) -> 
 def test_a_device_is_a_kind_and_not_one_gpu() -> None:
     with pytest.raises(ValueError, match="each replica is given its own, got 'cuda:1'"):
         ModelSource("m", device="cuda:1")
+
+
+def test_an_option_that_does_not_fit_the_model_leaves_the_folder_to_the_right_one(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
+    prompts, output = write_prompts(tmp_path / "p.jsonl", 2), tmp_path / "out"
+    command = ["generate", "--model", tiny_bert, "--input", prompts, "--output", output]
+    command += ["--sampler", "confidence"]
+
+    def generate(*more: str) -> Any:
+        return CliRunner().invoke(app, [*map(str, command), *more])
+
+    wrong = generate("--suppress", "nosuchtoken")
+    assert isinstance(wrong.exception, RuntimeError)
+    assert "nosuchtoken" in str(wrong.exception)
+    assert str(wrong.exception).endswith("Shards 0 are unfinished; no prompt was tried")
+    assert generate("--seed", "3").exit_code == 0
+    other = generate("--seed", "4")
+    assert "holds another job: options.seed was 3, now 4" in str(other.exception)
+    assert len((output / "answers.jsonl").read_text().splitlines()) == 2
