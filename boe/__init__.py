@@ -13,30 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from boe import (
         attention,
-    )
-    from boe import (
-        decoding as decoding,
-    )
-    from boe import (
-        defaults as defaults,
-    )
-    from boe import (
-        denoisers as denoisers,
-    )
-    from boe import (
-        evaluate as evaluate,
-    )
-    from boe import (
-        samplers as samplers,
-    )
-    from boe import (
-        scaling as scaling,
-    )
-    from boe import (
-        tasks as tasks,
-    )
-    from boe import (
-        text as text,
+        decoding,
+        defaults,
+        denoisers,
+        evaluate,
+        samplers,
+        scaling,
+        tasks,
+        text,
     )
     from boe.canvas import Canvas
     from boe.decoding import Account, Generation, Item, generate
@@ -130,10 +114,18 @@ __all__ = [
     "TransformersDenoiser",
     "UnsupportedModel",
     "attention",
+    "decoding",
+    "defaults",
+    "denoisers",
+    "evaluate",
     "generate",
     "load_model",
     "sampler_from",
+    "samplers",
+    "scaling",
     "spec_of",
+    "tasks",
+    "text",
 ]
 
 
@@ -146,4 +138,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__})

@@ -269,9 +269,12 @@ class Decoder:
         here = torch.arange(canvas.length, device=device)
         end = column([row.blocks[0].end for row in live], device)
         left = (masked & (here < end)).sum(dim=1)
+        news = [left, changed.long()]
         vocab_size = self.forwards.denoiser.facts.vocab_size
-        foreign = move.reveal & ((move.tokens < 0) | (move.tokens >= vocab_size))
-        news = [left, changed.long(), foreign.any(dim=1).long()]
+        writes_others = move.tokens is not step.proposal
+        if writes_others:
+            foreign = move.reveal & ((move.tokens < 0) | (move.tokens >= vocab_size))
+            news.append(foreign.any(dim=1).long())
         if self.stop:
             news.append(stopped_at(canvas, state.given, masked, self.stop))
         if self.on_step is not None:
@@ -281,8 +284,8 @@ class Decoder:
             facts = torch.cat((facts, canvas.ids), dim=1)
         written = Written([], [], [], [])
         # One wait for the device per step, for all that the host must know.
-        for k, (now_left, differs, wrong, *others) in enumerate(facts.tolist()):
-            if wrong:
+        for k, (now_left, differs, *others) in enumerate(facts.tolist()):
+            if writes_others and others.pop(0):
                 raise ValueError(
                     f"{type(self.strategy.which).__name__}.move must write ids in "
                     f"[0, {vocab_size}), got others for sequence {live[k].number}"

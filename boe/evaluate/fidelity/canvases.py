@@ -90,10 +90,8 @@ def masked_text(
     for window in range(count):
         start = window * last // max(1, count - 1)
         words = torch.tensor(ids[start : start + inner])
-        masks = torch.randperm(inner, generator=generator)[
-            : int(share_of(torch.tensor(inner), fraction))
-        ]
-        words[masks] = mask_id
+        masked = int(share_of(torch.tensor(inner), fraction))
+        words[torch.randperm(inner, generator=generator)[:masked]] = mask_id
         canvases.append(torch.cat([torch.tensor(before), words, torch.tensor(after)]).long())
     return canvases
 
