@@ -68,7 +68,7 @@ def decoded(denoiser: Any) -> list[list[int]]:
     options: list[dict[str, Any]] = [
         {"sampler": "confidence"},
         {"sampler": "boe"},
-        {"sampler": "boe:bridges=0.5"},
+        {"sampler": "boe:active=bridges,bridges=0.5"},
         {"sampler": "boe+delayed"},
         {"sampler": "boe", "temperature": 1.0, "seed": 3},
     ]
