@@ -122,8 +122,8 @@ def variants_of(base: str, axes: Sequence[Axis] | None = None) -> list[Variant]:
                     f"not {', '.join(unknown)}"
                 )
             try:
-                changed = replace(strategy, which=replace(policy, **options))
-                changed = replace(changed, **parts)
+                which = policy.changed(**options) if isinstance(policy, BoE) else policy
+                changed = replace(replace(strategy, which=which), **parts)
             except ValueError as error:
                 variants.append(Variant(axis.name, label, None, str(error)))
                 continue

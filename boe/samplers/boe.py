@@ -8,7 +8,8 @@ revealing i lowers the probes' entropy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from boe.denoisers.base import (
     required_keep,
 )
 from boe.samplers.base import Clock, Sampler, Scores, Step, StepCost
-from boe.samplers.boe_options import check_options
+from boe.samplers.boe_options import check_options, unread
 from boe.samplers.candidates import choose_candidates, least_of_greedy, may_compete
 from boe.samplers.deciding import decide_close
 from boe.samplers.last_scores import by_last_scores, remember_scores
@@ -154,7 +155,18 @@ class BoE(Sampler):
         }
         if name not in presets:
             raise ValueError(f"preset must be one of {', '.join(presets)}, got {name!r}")
-        return replace(presets[name], **changes)
+        return presets[name].changed(**changes)
+
+    def changed(self, **changes: Any) -> BoE:
+        """With other options; those that nothing reads any longer are at their defaults again.
+
+        ``dataclasses.replace`` refuses a change that leaves an option without effect: λ = 0
+        where there is an h_max.
+        """
+        options = SimpleNamespace(**{**vars(self), **changes})
+        idle = {name for names, _ in unread(options) for name in names} - changes.keys()
+        defaults: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in idle}
+        return replace(self, **defaults, **changes)
 
     @property
     def keep(self) -> Keep:

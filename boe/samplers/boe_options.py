@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from boe.arguments import check_numbers, refuse_unused
 from boe.denoisers.base import CONTEXTS, ENGINES
@@ -67,6 +68,24 @@ def check_options(config: BoE) -> None:
     _refuse_contradictions(config)
 
 
+def unread(config: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Options that nothing reads, with what they need and what is there instead.
+
+    Args:
+        config: a :class:`BoE`, or anything with its attributes.
+    """
+    if not config.lookahead:
+        yield ("close", "lookahead_tokens"), "lookahead, got lookahead=0"
+    if not config.penalty:
+        yield ("floor", "penalty_anneal"), "penalty > 0, got penalty=0"
+    elif not config.floor:
+        yield ("penalty",), "floor > 0 (h_max, in nats), got floor=0"
+    if config.active != "bridges":
+        yield ("bridges", "bridge_rule"), f"active='bridges', got active={config.active!r}"
+    if config.every == 1:
+        yield ("between",), "every > 1, got every=1"
+
+
 def _refuse_contradictions(config: BoE) -> None:
     if config.active == "candidates" and config.probes == "complement":
         raise ValueError(
@@ -96,17 +115,8 @@ def _refuse_contradictions(config: BoE) -> None:
             )
     if config.lookahead:
         _refuse_lookahead(config)
-    else:
-        refuse_unused(config, ("close", "lookahead_tokens"), "lookahead, got lookahead=0")
-    if not config.penalty:
-        refuse_unused(config, ("floor", "penalty_anneal"), "penalty > 0, got penalty=0")
-    elif not config.floor:
-        refuse_unused(config, ("penalty",), "floor > 0 (h_max, in nats), got floor=0")
-    if config.active != "bridges":
-        given = f"active='bridges', got active={config.active!r}"
-        refuse_unused(config, ("bridges", "bridge_rule"), given)
-    if config.every == 1:
-        refuse_unused(config, ("between",), "every > 1, got every=1")
+    for names, why in unread(config):
+        refuse_unused(config, names, why)
     if config.guidance_gradient == "combined":
         if config.engine != "replay":
             raise ValueError(

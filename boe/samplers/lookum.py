@@ -89,6 +89,8 @@ class LookUM(Policy):
         if self.paths == 1:
             of_choice = ("verifier", "span", "path_temperature", "reuse")
             refuse_unused(self, of_choice, "paths > 1, got paths=1")
+        if not self.pool_temperature:
+            refuse_unused(self, ("greedy_first",), "pool_temperature > 0, got pool_temperature=0")
 
     def move(self, step: Step) -> Move:
         certainty = self._certainty(step)

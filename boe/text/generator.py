@@ -152,7 +152,8 @@ class TextGenerator:
             Reply: one for one text, a list for several; ``gaps`` holds each gap's text.
 
         Raises:
-            ValueError: a text without a gap, or that does not fit the model; ``stop``.
+            ValueError: a text without a gap, or that does not fit the model; ``stop`` or
+                ``max_new_tokens`` given.
         """
         one = isinstance(gapped, str)
         many: list[Any] = [gapped]
@@ -164,6 +165,11 @@ class TextGenerator:
         options = replace(self.options, **changes)
         if options.stop:
             raise ValueError(f"stop has no meaning where gaps are filled, got {options.stop}")
+        if "max_new_tokens" in changes:
+            raise ValueError(
+                "max_new_tokens has no meaning where gaps are filled, "
+                f"got {options.max_new_tokens}: a gap has a length of its own"
+            )
         makers = [
             (
                 text if isinstance(text, str) else "".join(map(str, text)),

@@ -76,6 +76,8 @@ def test_a_variant_differs_from_the_base_in_its_axis_alone(base: str) -> None:
         changed = Strategy.of(sampler_from(variant.sampler))
         changes = axes[variant.axis].changes[variant.label]
         options = {name: value for name, value in changes.items() if name not in PARTS}
+        if options.get("penalty") == 0.0:
+            options["floor"] = 0.0  # nothing reads it without a penalty
         expected = replace(whole, which=replace(whole.which, **options))
         parts = {name: value for name, value in changes.items() if name in PARTS}
         assert changed == replace(expected, **parts)
@@ -138,6 +140,14 @@ def test_the_impossible_is_listed_with_its_reason() -> None:
     refused = {(v.axis, v.label): v.refused for v in variants_of("boe") if v.sampler is None}
     assert "zero-gradient" in str(refused["active", "candidates"])
     assert ("candidates", "all") in refused
+
+
+def test_the_papers_rows_can_be_run_from_its_own_setting() -> None:
+    rows = {(v.axis, v.label): v.sampler for v in variants_of("boe:preset=paper")}
+    expected = BoE.preset("paper", penalty=0.0, floor=0.0)
+    assert rows["anti-collapse", "none"] == spec_of(expected)
+    assert rows["gate", "none"] == spec_of(BoE.preset("paper", gate="none"))
+    assert rows["active", "all"] == spec_of(BoE.preset("paper", active="all"))
 
 
 def test_what_a_model_cannot_do_is_found_out_by_trying() -> None:

@@ -405,6 +405,26 @@ def test_the_paper_preset_is_the_paper_as_printed() -> None:
     assert paper.floor > 0
 
 
+@pytest.mark.parametrize("off", ["penalty", "floor"])
+def test_a_part_of_a_preset_can_be_switched_off(off: str) -> None:
+    without = BoE.preset("paper", **{off: 0.0})
+    assert (without.penalty, without.floor) == (0.0, 0.0)
+    assert without.changed(penalty=0.2, floor=0.3) == BoE.preset("paper")
+
+
+def test_a_change_takes_with_it_what_nothing_reads_any_longer() -> None:
+    bridged = BoE(active="bridges", bridges=0.5, every=2, between="confidence")
+    assert bridged.changed(active="masked", every=1) == BoE(active="masked")
+    assert BoE(lookahead=3, close=0.5).changed(lookahead=0) == BoE()
+
+
+def test_a_change_without_effect_is_refused_all_the_same() -> None:
+    with pytest.raises(ValueError, match=r"floor=0\.3 has no effect"):
+        BoE.preset("paper", penalty=0.0, floor=0.3)
+    with pytest.raises(ValueError, match=r"bridges=0\.5 has no effect"):
+        BoE().changed(bridges=0.5)
+
+
 def test_the_default_preset_is_the_default() -> None:
     assert BoE.preset("default") == BoE()
     assert BoE.preset("default", rho=0.5) == BoE(rho=0.5)

@@ -182,6 +182,10 @@ def test_the_span_of_all_generated_positions_counts_written_ones_too() -> None:
         ("lookum:threshold=nan", "threshold must be finite, got nan"),
         ("lookum:threshold=0.9,pool=7", "pool=7 has no effect: it needs threshold=None"),
         ("lookum:paths=1,verifier=confidence", "verifier='confidence' has no effect: it needs pa"),
+        (
+            "lookum:pool_temperature=0,greedy_first=true",
+            "greedy_first=True has no effect: it needs pool_temperature > 0",
+        ),
         ("lookum:paths=1,path_temperature=1", "path_temperature=1.0 has no effect: it needs pat"),
         ("lookum+eb", "count='eb' needs a policy that ranks positions; lookum decides itself"),
     ],

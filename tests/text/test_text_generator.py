@@ -232,6 +232,8 @@ def test_what_cannot_be_infilled_is_refused() -> None:
         generator().infill(["Q", 0])
     with pytest.raises(ValueError, match="stop has no meaning where gaps are filled"):
         generator().infill("[MASK]", stop=("a",))
+    with pytest.raises(ValueError, match="max_new_tokens has no meaning where gaps are filled"):
+        generator().infill("[MASK]", max_new_tokens=3)
 
 
 # --- failures -------------------------------------------------------------------------
